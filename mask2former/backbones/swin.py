@@ -1,0 +1,219 @@
+"""Swin transformer backbone (Liu et al. 2021, "Hierarchical Vision Transformer using Shifted
+Windows"), with a layer norm on each returned feature map, as dense prediction uses it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mask2former.activations import ACTIVATIONS
+from mask2former.configuration import SwinConfig
+
+# Added to the attention scores of positions that a cyclic shift brought together from opposite
+# sides; the published weights were trained with this finite value.
+SHIFT_PENALTY = -100.0
+
+
+def partition_windows(x: Tensor, size: int) -> Tensor:
+    """(N, H, W, C) -> (N * windows, size * size, C); H and W are multiples of `size`."""
+    n, height, width, channels = x.shape
+    x = x.view(n, height // size, size, width // size, size, channels)
+    return x.transpose(2, 3).reshape(-1, size * size, channels)
+
+
+def merge_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
+    """The inverse of `partition_windows`."""
+    x = windows.view(-1, height // size, width // size, size, size, windows.shape[-1])
+    return x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+
+
+def relative_position_index(size: int) -> Tensor:
+    """(size^2, size^2) row numbers in the bias table for each pair of positions in a window."""
+    coordinates = torch.stack(
+        torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    ).flatten(1)
+    offsets = coordinates[:, :, None] - coordinates[:, None, :] + size - 1
+    return offsets[0] * (2 * size - 1) + offsets[1]
+
+
+def shift_mask(height: int, width: int, size: int, shift: int, like: Tensor) -> Tensor:
+    """(windows, 1, size^2, size^2) additive mask that keeps cyclically shifted regions apart."""
+
+    def regions(extent: int) -> Tensor:
+        position = torch.arange(extent, device=like.device)
+        return (position >= extent - size).long() + (position >= extent - shift).long()
+
+    region = regions(height)[:, None] * 3 + regions(width)[None, :]
+    windows = partition_windows(region[None, :, :, None], size).squeeze(-1)
+    differs = windows[:, None, :] != windows[:, :, None]
+    return torch.zeros(differs.shape, dtype=like.dtype, device=like.device).masked_fill(
+        differs, SHIFT_PENALTY
+    )[:, None]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a whole residual branch per sample while training."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.dim() - 1)
+        return x * x.new_empty(shape).bernoulli_(keep) / keep
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned relative position bias."""
+
+    def __init__(self, config: SwinConfig, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = config.attention_probs_dropout_prob
+        size = config.window_size
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
+        self.output = nn.Linear(dim, dim)
+        self.position_bias = nn.Parameter(torch.zeros((2 * size - 1) ** 2, num_heads))
+        self.register_buffer("position_index", relative_position_index(size), persistent=False)
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """`windows` (B, L, C); `mask` (windows per image, 1, L, L) added to the scores."""
+        count, length, channels = windows.shape
+        qkv = self.qkv(windows).view(count, length, 3, self.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        bias = self.position_bias[self.position_index].permute(2, 0, 1)[None]
+        if mask is not None:
+            bias = (bias + mask).repeat(count // mask.shape[0], 1, 1, 1)
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropout)
+        return self.output(out.transpose(1, 2).reshape(count, length, channels))
+
+
+class SwinBlock(nn.Module):
+    """Window attention and MLP, each behind a layer norm, with residuals."""
+
+    def __init__(
+        self, config: SwinConfig, dim: int, num_heads: int, shifted: bool, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.window = config.window_size
+        self.shift = config.window_size // 2 if shifted else 0
+        self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.attention = WindowAttention(config, dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(dim, int(config.mlp_ratio * dim))
+        self.fc2 = nn.Linear(int(config.mlp_ratio * dim), dim)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = DropPath(drop_path)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Window attention over a (N, H, W, C) map of any size."""
+        _, height, width, _ = x.shape
+        padding = (0, 0, 0, -width % self.window, 0, -height % self.window)
+        x = F.pad(x, padding)
+        _, padded_height, padded_width, _ = x.shape
+        mask = None
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), (1, 2))
+            mask = shift_mask(padded_height, padded_width, self.window, self.shift, x)
+        windows = self.attention(partition_windows(x, self.window), mask)
+        x = merge_windows(windows, self.window, padded_height, padded_width)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), (1, 2))
+        return x[:, :height, :width]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.dropout(self.attend(self.norm1(x))))
+        hidden = self.activation(self.fc1(self.norm2(x)))
+        return x + self.dropout(self.fc2(hidden))
+
+
+class PatchMerging(nn.Module):
+    """Halves the resolution and doubles the width: 2x2 neighbours, layer norm, linear."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, height, width, _ = x.shape
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        neighbours = [x[:, row::2, column::2] for column in range(2) for row in range(2)]
+        return self.reduction(self.norm(torch.cat(neighbours, dim=-1)))
+
+
+class SwinBackbone(nn.Module):
+    """Patch embedding and stages; returns the normalised maps of the stages in `out_features`.
+
+    `channels` holds their widths. Input (N, C, H, W) of any size; it is padded with zeros to whole
+    patches. Outputs are (N, C_i, H_i, W_i) with strides 4, 8, 16, 32 for a patch size of 4.
+    """
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = nn.Conv2d(
+            config.num_channels, config.embed_dim, config.patch_size, config.patch_size
+        )
+        self.patch_norm = nn.LayerNorm(config.embed_dim)
+        self.position = None
+        if config.use_absolute_embeddings:
+            patches = (config.image_size // config.patch_size) ** 2
+            self.position = nn.Parameter(torch.zeros(1, patches, config.embed_dim))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        blocks = sum(config.depths)
+        rates = [config.drop_path_rate * number / max(blocks - 1, 1) for number in range(blocks)]
+        self.stages = nn.ModuleList()
+        self.merges = nn.ModuleList()
+        self.norms = nn.ModuleDict()
+        self.channels = []
+        for index, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
+            dim = config.embed_dim * 2**index
+            if index > 0:
+                self.merges.append(PatchMerging(dim // 2))
+            # Every second block of a stage has shifted windows.
+            blocks = [SwinBlock(config, dim, heads, i % 2 == 1, rates.pop(0)) for i in range(depth)]
+            self.stages.append(nn.Sequential(*blocks))
+            if f"stage{index + 1}" in config.out_features:
+                self.norms[f"stage{index + 1}"] = nn.LayerNorm(dim)
+                self.channels.append(dim)
+        self._initialise(config.initializer_range)
+
+    def _initialise(self, std: float) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _absolute_position(self, height: int, width: int) -> Tensor:
+        side = math.isqrt(self.position.shape[1])
+        position = self.position.view(1, side, side, -1)
+        if (height, width) == (side, side):
+            return position
+        position = F.interpolate(position.permute(0, 3, 1, 2), (height, width), mode="bicubic")
+        return position.permute(0, 2, 3, 1)
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        height, width = pixel_values.shape[-2:]
+        patch = self.config.patch_size
+        x = self.patch_embed(F.pad(pixel_values, (0, -width % patch, 0, -height % patch)))
+        x = self.patch_norm(x.permute(0, 2, 3, 1))
+        if self.position is not None:
+            x = x + self._absolute_position(x.shape[1], x.shape[2])
+        x = self.dropout(x)
+        features = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x if index == 0 else self.merges[index - 1](x))
+            name = f"stage{index + 1}"
+            if name in self.norms:
+                features.append(self.norms[name](x).permute(0, 3, 1, 2).contiguous())
+        return features

@@ -1,0 +1,1 @@
+"""Loading and saving: the files of a checkpoint folder and the key tables of foreign formats."""

@@ -1,0 +1,171 @@
+"""The files of a checkpoint: found in a local folder or on the Hugging Face hub, written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mask2former.errors import DataError
+
+WEIGHTS_NAME = "model.safetensors"
+
+
+def resolve_file(
+    name_or_folder: str | Path,
+    filename: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Path of `filename` in a local folder, or in a hub repository after downloading it.
+
+    A name that is an existing folder is local; a name like "owner/model" is a hub repository.
+
+    Raises:
+        DataError: there is no such folder, repository or file, or the hub cannot be reached.
+    """
+    folder = Path(name_or_folder)
+    if folder.is_dir():
+        path = folder / filename
+        if not path.is_file():
+            raise DataError(
+                f"The folder {folder} has no {filename}; give a folder written by save_pretrained "
+                "or a Hugging Face model name."
+            )
+        return path
+    if not _looks_like_hub_name(str(name_or_folder)):
+        raise DataError(
+            f"The folder {folder} does not exist; give an existing model folder or a Hugging Face "
+            "model name such as 'facebook/mask2former-swin-tiny-coco-panoptic'."
+        )
+    return _download(str(name_or_folder), filename, revision, cache_dir, token, local_files_only)
+
+
+def _looks_like_hub_name(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _download(
+    name: str,
+    filename: str,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    token: str | None,
+    local_files_only: bool,
+) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        path = hf_hub_download(
+            name,
+            filename,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"The hub has no model {name!r} that you may read; check the name, or pass a token if "
+            "it is private."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DataError(f"The hub model {name!r} has no revision {revision!r}.") from error
+    except LocalEntryNotFoundError as error:
+        raise DataError(
+            f"{filename} of {name!r} is not in the local cache and the hub cannot be reached; "
+            "connect to the network or give a local folder."
+        ) from error
+    except EntryNotFoundError as error:
+        raise DataError(f"The hub model {name!r} has no file {filename}.") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise DataError(
+            f"Downloading {filename} of {name!r} failed ({error}); try again or give a local folder."
+        ) from error
+    return Path(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; DataError if it is not one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} is not valid JSON ({error}); download or write it again."
+        ) from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path} must hold a JSON object, but it holds a {type(values).__name__}.")
+    return values
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it at the end, so that it is written whole or not.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_weights(
+    name_or_folder: str | Path, **hub_options: Any
+) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Path and tensors of `model.safetensors` in a local folder or a hub repository.
+
+    Raises:
+        DataError: there is no such file, or it is cut off or no safetensors file.
+    """
+    path = resolve_file(name_or_folder, WEIGHTS_NAME, **hub_options)
+    try:
+        return path, load_file(path)
+    except SafetensorError as error:
+        raise DataError(
+            f"{path} is not a whole safetensors file ({error}); download or copy it again."
+        ) from error
+
+
+def save_weights(folder: str | Path, weights: dict[str, torch.Tensor]) -> Path:
+    """Write `model.safetensors` into `folder`, whole or not at all; returns the file's path."""
+    path = Path(folder) / WEIGHTS_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+    return path

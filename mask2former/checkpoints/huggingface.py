@@ -1,0 +1,163 @@
+"""Parameter names of the Hugging Face format, and strict translation both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mask2former.checkpoints.keys import Rule, reverse, translate
+from mask2former.configuration import Mask2FormerConfig
+from mask2former.errors import DataError
+
+PIXEL = "model.pixel_level_module.decoder."
+DECODER = "model.transformer_module.decoder."
+BACKBONE = "model.pixel_level_module.encoder."
+SWIN_BLOCK = BACKBONE + "encoder.layers.*.blocks.*."
+RESNET_BLOCK = BACKBONE + "encoder.stages.*.layers.*."
+
+SWIN_RULES: list[Rule] = [
+    ("model.backbone.patch_embed.*", BACKBONE + "embeddings.patch_embeddings.projection.*"),
+    ("model.backbone.patch_norm.*", BACKBONE + "embeddings.norm.*"),
+    ("model.backbone.position", BACKBONE + "embeddings.position_embeddings"),
+    ("model.backbone.stages.*.*.norm1.*", SWIN_BLOCK + "layernorm_before.*"),
+    (
+        "model.backbone.stages.*.*.attention.qkv.*",
+        tuple(f"{SWIN_BLOCK}attention.self.{part}.*" for part in ("query", "key", "value")),
+    ),
+    (
+        "model.backbone.stages.*.*.attention.position_bias",
+        SWIN_BLOCK + "attention.self.relative_position_bias_table",
+    ),
+    ("model.backbone.stages.*.*.attention.output.*", SWIN_BLOCK + "attention.output.dense.*"),
+    ("model.backbone.stages.*.*.norm2.*", SWIN_BLOCK + "layernorm_after.*"),
+    ("model.backbone.stages.*.*.fc1.*", SWIN_BLOCK + "intermediate.dense.*"),
+    ("model.backbone.stages.*.*.fc2.*", SWIN_BLOCK + "output.dense.*"),
+    ("model.backbone.merges.*.norm.*", BACKBONE + "encoder.layers.*.downsample.norm.*"),
+    ("model.backbone.merges.*.reduction.*", BACKBONE + "encoder.layers.*.downsample.reduction.*"),
+    ("model.backbone.norms.*.*", BACKBONE + "hidden_states_norms.*.*"),
+]
+
+RESNET_RULES: list[Rule] = [
+    ("model.backbone.stem.conv.*", BACKBONE + "embedder.embedder.convolution.*"),
+    ("model.backbone.stem.norm.*", BACKBONE + "embedder.embedder.normalization.*"),
+    ("model.backbone.stages.*.*.convs.*.conv.*", RESNET_BLOCK + "layer.*.convolution.*"),
+    ("model.backbone.stages.*.*.convs.*.norm.*", RESNET_BLOCK + "layer.*.normalization.*"),
+    ("model.backbone.stages.*.*.shortcut.conv.*", RESNET_BLOCK + "shortcut.convolution.*"),
+    ("model.backbone.stages.*.*.shortcut.norm.*", RESNET_BLOCK + "shortcut.normalization.*"),
+]
+
+HEAD_RULES: list[Rule] = [
+    ("model.pixel_decoder.input_projections.*.*.*", PIXEL + "input_projections.*.*.*"),
+    ("model.pixel_decoder.level_embed", PIXEL + "level_embed"),
+    ("model.pixel_decoder.layers.*.self_attn.*.*", PIXEL + "encoder.layers.*.self_attn.*.*"),
+    ("model.pixel_decoder.layers.*.self_attn_norm.*", PIXEL + "encoder.layers.*.self_attn_layer_norm.*"),
+    ("model.pixel_decoder.layers.*.fc1.*", PIXEL + "encoder.layers.*.fc1.*"),
+    ("model.pixel_decoder.layers.*.fc2.*", PIXEL + "encoder.layers.*.fc2.*"),
+    ("model.pixel_decoder.layers.*.final_norm.*", PIXEL + "encoder.layers.*.final_layer_norm.*"),
+    ("model.pixel_decoder.mask_projection.*", PIXEL + "mask_projection.*"),
+    ("model.transformer_decoder.query_features.*", "model.transformer_module.queries_features.*"),
+    ("model.transformer_decoder.query_position.*", "model.transformer_module.queries_embedder.*"),
+    ("model.transformer_decoder.level_embed.*", "model.transformer_module.level_embed.*"),
+    (
+        "model.transformer_decoder.input_projections.*.*",
+        "model.transformer_module.input_projections.*.*",
+    ),
+    (
+        tuple(
+            f"model.transformer_decoder.layers.*.cross_attn.{part}.*"
+            for part in ("query", "key", "value")
+        ),
+        DECODER + "layers.*.cross_attn.in_proj_*",
+    ),
+    ("model.transformer_decoder.layers.*.cross_attn.output.*", DECODER + "layers.*.cross_attn.out_proj.*"),
+    ("model.transformer_decoder.layers.*.cross_attn_norm.*", DECODER + "layers.*.cross_attn_layer_norm.*"),
+    ("model.transformer_decoder.layers.*.self_attn.query.*", DECODER + "layers.*.self_attn.q_proj.*"),
+    ("model.transformer_decoder.layers.*.self_attn.key.*", DECODER + "layers.*.self_attn.k_proj.*"),
+    ("model.transformer_decoder.layers.*.self_attn.value.*", DECODER + "layers.*.self_attn.v_proj.*"),
+    ("model.transformer_decoder.layers.*.self_attn.output.*", DECODER + "layers.*.self_attn.out_proj.*"),
+    ("model.transformer_decoder.layers.*.self_attn_norm.*", DECODER + "layers.*.self_attn_layer_norm.*"),
+    ("model.transformer_decoder.layers.*.fc1.*", DECODER + "layers.*.fc1.*"),
+    ("model.transformer_decoder.layers.*.fc2.*", DECODER + "layers.*.fc2.*"),
+    ("model.transformer_decoder.layers.*.final_norm.*", DECODER + "layers.*.final_layer_norm.*"),
+    ("model.transformer_decoder.norm.*", DECODER + "layernorm.*"),
+    ("model.transformer_decoder.mask_embedder.*.*", DECODER + "mask_predictor.mask_embedder.*.0.*"),
+    ("class_predictor.*", "class_predictor.*"),
+]
+
+BACKBONE_RULES = {"swin": SWIN_RULES, "resnet": RESNET_RULES}
+
+# Foreign keys that hold nothing of the model: an unused norm, buffers that follow from the
+# configuration. The second is found in files of older versions only.
+IGNORED_ENDINGS = (
+    "encoder.swin.layernorm.weight",
+    "encoder.swin.layernorm.bias",
+    "attention.self.relative_position_index",
+    "criterion.empty_weight",
+)
+
+
+def key_table(config: Mask2FormerConfig) -> list[Rule]:
+    """(ours, theirs) for this configuration's backbone and number of FPN levels."""
+    fpn = []
+    for level in range(len(config.feature_strides)):  # more than there can be; unused rules are idle
+        ours = "model.pixel_decoder."
+        fpn.append((f"{ours}lateral_convs.{level}.*.*", f"{PIXEL}adapter_{level + 1}.*.*"))
+        fpn.append((f"{ours}output_convs.{level}.*.*", f"{PIXEL}layer_{level + 1}.*.*"))
+    return BACKBONE_RULES[config.backbone_config.model_type] + fpn + HEAD_RULES
+
+
+def to_huggingface(weights: dict[str, Tensor], config: Mask2FormerConfig) -> dict[str, Tensor]:
+    """Our state dict under the Hugging Face names, complete for transformers' strict loading."""
+    translated, rest = translate(weights, key_table(config))
+    if rest:
+        raise RuntimeError(f"The key table does not cover {rest}.")
+    empty_weight = torch.ones(config.num_labels + 1)
+    empty_weight[-1] = config.no_object_weight
+    translated["criterion.empty_weight"] = empty_weight
+    if config.backbone_config.model_type == "swin":
+        backbone = config.backbone_config
+        width = backbone.embed_dim * 2 ** (len(backbone.depths) - 1)
+        translated[BACKBONE + "swin.layernorm.weight"] = torch.ones(width)
+        translated[BACKBONE + "swin.layernorm.bias"] = torch.zeros(width)
+    return {name: tensor.contiguous() for name, tensor in translated.items()}
+
+
+def from_huggingface(
+    weights: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    config: Mask2FormerConfig,
+    path: Path,
+) -> dict[str, Tensor]:
+    """A state dict of ours from the tensors of a checkpoint file.
+
+    Args:
+        weights: tensors by foreign name.
+        expected: our model's state dict, for names, shapes and dtypes.
+        config: the model's configuration.
+        path: the file, for messages.
+
+    Raises:
+        DataError: keys are missing or foreign, or a shape differs.
+    """
+    weights = {k: v for k, v in weights.items() if not k.endswith(IGNORED_ENDINGS)}
+    translated, foreign = translate(weights, reverse(key_table(config)))
+    foreign += sorted(set(translated) - set(expected))
+    missing = sorted(set(expected) - set(translated))
+    if missing:
+        their_names = sorted(translate({n: expected[n] for n in missing}, key_table(config))[0])
+        missing = their_names or missing
+    for problem, names in (("misses", missing), ("has foreign", foreign)):
+        if names:
+            raise DataError(
+                f"{path} {problem} {len(names)} key(s), such as {names[0]!r}; it does not belong "
+                "to the config.json beside it, so download or save the folder again."
+            )
+    for name, tensor in translated.items():
+        if tensor.shape != expected[name].shape:
+            raise DataError(
+                f"{path} holds {name} with shape {tuple(tensor.shape)}, but config.json makes it "
+                f"{tuple(expected[name].shape)}; the two files do not belong together."
+            )
+    return {name: tensor.to(expected[name].dtype) for name, tensor in translated.items()}

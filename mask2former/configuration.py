@@ -1,0 +1,258 @@
+"""Configuration of the model and of its backbones, in the Hugging Face `config.json` format."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mask2former.checkpoints.folder import read_json, resolve_file, write_text
+from mask2former.errors import DataError
+
+CONFIG_NAME = "config.json"
+
+
+@dataclass
+class _Config:
+    """Named fields plus every key that this package does not know, kept for the way back."""
+
+    extra: dict[str, Any] = field(default_factory=dict, kw_only=True, repr=False)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]):
+        """Build from a plain dict. Keys that are no field go to `extra` and survive a round trip."""
+        names = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        known = {key: value for key, value in values.items() if key in names}
+        unknown = {key: value for key, value in values.items() if key not in names}
+        return cls(**known, extra=unknown)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and the unknown keys as a plain, JSON-ready dict."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**values.pop("extra"), **values}
+
+
+def _default_stages(depths: list[int], out_features: list[str] | None) -> list[str]:
+    """Stage names of a backbone's outputs; all stages when none are named."""
+    stages = [f"stage{index}" for index in range(1, len(depths) + 1)]
+    if out_features is None:
+        return stages
+    unknown = [name for name in out_features if name not in stages]
+    if unknown:
+        raise ValueError(f"out_features names {unknown}, but this backbone has {stages}.")
+    return [name for name in stages if name in out_features]
+
+
+@dataclass
+class SwinConfig(_Config):
+    """A Swin transformer (Liu et al. 2021); the defaults are Swin-T.
+
+    `embed_dim` is the width of the first stage, doubled at each following one. `out_features` names
+    the stages whose feature maps are returned (default: all four, strides 4, 8, 16, 32).
+    """
+
+    model_type = "swin"
+
+    image_size: int = 224
+    patch_size: int = 4
+    num_channels: int = 3
+    embed_dim: int = 96
+    depths: list[int] = field(default_factory=lambda: [2, 2, 6, 2])
+    num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])
+    window_size: int = 7
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    drop_path_rate: float = 0.1
+    hidden_act: str = "gelu"
+    use_absolute_embeddings: bool = False
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    out_features: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.depths, self.num_heads = list(self.depths), list(self.num_heads)
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError(
+                f"depths has {len(self.depths)} stages but num_heads has {len(self.num_heads)}; "
+                "give one number of heads per stage."
+            )
+        self.out_features = _default_stages(self.depths, self.out_features)
+
+
+@dataclass
+class ResNetConfig(_Config):
+    """A ResNet (He et al. 2016); the defaults are ResNet-50.
+
+    `layer_type` is "bottleneck" (three convolutions a layer) or "basic" (two).
+    """
+
+    model_type = "resnet"
+
+    num_channels: int = 3
+    embedding_size: int = 64
+    hidden_sizes: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048])
+    depths: list[int] = field(default_factory=lambda: [3, 4, 6, 3])
+    layer_type: str = "bottleneck"
+    hidden_act: str = "relu"
+    downsample_in_first_stage: bool = False
+    downsample_in_bottleneck: bool = False
+    out_features: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.hidden_sizes, self.depths = list(self.hidden_sizes), list(self.depths)
+        if self.layer_type not in ("basic", "bottleneck"):
+            raise ValueError(
+                f"layer_type is {self.layer_type!r}; it must be 'basic' or 'bottleneck'."
+            )
+        if len(self.depths) != len(self.hidden_sizes):
+            raise ValueError(
+                f"depths has {len(self.depths)} stages but hidden_sizes has "
+                f"{len(self.hidden_sizes)}; give one width per stage."
+            )
+        self.out_features = _default_stages(self.depths, self.out_features)
+
+
+BACKBONE_CONFIGS = {config.model_type: config for config in (SwinConfig, ResNetConfig)}
+
+
+def _backbone_config(value: Any) -> SwinConfig | ResNetConfig:
+    """A backbone's configuration from a dict, one of ours, or any object with `to_dict`."""
+    if value is None:  # the documented default: Swin-S
+        return SwinConfig(depths=[2, 2, 18, 2], drop_path_rate=0.3)
+    if isinstance(value, tuple(BACKBONE_CONFIGS.values())):
+        return value
+    values = dict(value if isinstance(value, dict) else value.to_dict())
+    model_type = values.pop("model_type", None)
+    if model_type not in BACKBONE_CONFIGS:
+        raise DataError(
+            f"backbone_config has model_type {model_type!r}, which is not a backbone of this "
+            f"version; use one of {sorted(BACKBONE_CONFIGS)}."
+        )
+    return BACKBONE_CONFIGS[model_type].from_dict(values)
+
+
+@dataclass
+class Mask2FormerConfig(_Config):
+    """Everything that defines a Mask2Former's architecture and loss.
+
+    Names, meanings and defaults are those of the Hugging Face documentation. Note that
+    `decoder_layers` counts predictions: 10 means nine layers plus the prediction from the learned
+    queries. Labels come from `id2label` (default: two unnamed ones); `num_labels` may be given
+    instead. Unknown keys are kept in `extra` and written back by `save_pretrained`.
+
+    Raises:
+        DataError: the backbone is none that this version has.
+        ValueError: fields contradict each other.
+    """
+
+    model_type = "mask2former"
+
+    backbone_config: Any = None
+    feature_size: int = 256
+    mask_feature_size: int = 256
+    hidden_dim: int = 256
+    encoder_feedforward_dim: int = 1024
+    activation_function: str = "relu"
+    encoder_layers: int = 6
+    decoder_layers: int = 10
+    num_attention_heads: int = 8
+    dropout: float = 0.0
+    dim_feedforward: int = 2048
+    pre_norm: bool = False
+    enforce_input_projection: bool = False
+    common_stride: int = 4
+    ignore_value: int = 255
+    num_queries: int = 100
+    no_object_weight: float = 0.1
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    train_num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+    init_std: float = 0.02
+    init_xavier_std: float = 1.0
+    use_auxiliary_loss: bool = True
+    feature_strides: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
+    output_auxiliary_logits: bool | None = None
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    return_dict: bool = True
+    id2label: dict[int, str] | None = None
+    num_labels: int | None = None
+
+    def __post_init__(self) -> None:
+        self.backbone_config = _backbone_config(self.backbone_config)
+        self.feature_strides = list(self.feature_strides)
+        if self.id2label is None:
+            count = 2 if self.num_labels is None else self.num_labels
+            self.id2label = {index: f"LABEL_{index}" for index in range(count)}
+        self.id2label = {int(key): str(label) for key, label in self.id2label.items()}
+        if self.num_labels not in (None, len(self.id2label)):
+            raise ValueError(
+                f"num_labels is {self.num_labels} but id2label has {len(self.id2label)} labels."
+            )
+        self.num_labels = len(self.id2label)
+        if sorted(self.id2label) != list(range(self.num_labels)):
+            raise ValueError("The keys of id2label must be 0, 1, 2, ... without gaps.")
+        heads = self.num_attention_heads
+        if self.hidden_dim % heads or self.feature_size % heads:
+            raise ValueError(
+                f"hidden_dim {self.hidden_dim} and feature_size {self.feature_size} must be "
+                f"multiples of num_attention_heads {heads}."
+            )
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Label to its id, the inverse of `id2label`."""
+        return {label: index for index, label in self.id2label.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Mask2FormerConfig:
+        """Build from the contents of a `config.json`; `id2label` wins over `num_labels`."""
+        derived = {"model_type", "label2id"}
+        if values.get("id2label") is not None:
+            derived.add("num_labels")
+        return super().from_dict({k: v for k, v in values.items() if k not in derived})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a `config.json`."""
+        values = super().to_dict()
+        del values["num_labels"]  # it is the length of id2label
+        backbone = {"model_type": self.backbone_config.model_type, **self.backbone_config.to_dict()}
+        return {
+            **values,
+            "model_type": self.model_type,
+            "architectures": ["Mask2FormerForUniversalSegmentation"],
+            "backbone_config": backbone,
+            "label2id": self.label2id,
+        }
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path, **hub_options: Any) -> Mask2FormerConfig:
+        """Read `config.json` from a local folder or a hub repository.
+
+        `hub_options` are those of `mask2former.checkpoints.folder.resolve_file`.
+        """
+        path = resolve_file(name_or_folder, CONFIG_NAME, **hub_options)
+        values = read_json(path)
+        if values.get("model_type") != cls.model_type:
+            raise DataError(
+                f"{path} describes a model of type {values.get('model_type')!r}; "
+                "give the folder of a mask2former model."
+            )
+        try:
+            return cls.from_dict(values)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{path} holds an invalid configuration: {error}") from error
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `config.json` into `folder`, which is made if need be; returns the file's path."""
+        path = Path(folder) / CONFIG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
+        return path

@@ -1,0 +1,185 @@
+"""The training loss: matching, then cross-entropy on classes and masks, and dice, on sampled points
+(Cheng et al. 2022, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mask2former.configuration import Mask2FormerConfig
+from mask2former.matcher import Matches, match, sample_masks
+from mask2former_ops import point_sample
+
+
+def segmentation_losses(
+    class_logits: Tensor,
+    mask_embeddings: Tensor,
+    mask_features: Tensor,
+    mask_labels: list[Tensor],
+    class_labels: list[Tensor],
+    config: Mask2FormerConfig,
+) -> dict[str, Tensor]:
+    """All weighted losses by name: the last prediction's, then with suffix `_i` the earlier ones'.
+
+    Half-precision inputs are taken to float32 first, also under autocast, as in the paper's code.
+
+    Args:
+        class_logits: (L, N, Q, num_labels + 1) of L predictions, the last one the model's answer.
+        mask_embeddings: (L, N, Q, C).
+        mask_features: (N, C, H, W).
+        mask_labels: per image (T_i, H_i, W_i), bool, uint8 or floating in [0, 1]; T_i may be 0.
+        class_labels: per image int64 (T_i,).
+
+    Raises:
+        ValueError: labels do not fit together, to the batch or to the number of classes.
+    """
+    _check_labels(mask_labels, class_labels, mask_features.shape[0], config.num_labels)
+    device = mask_features.device
+    mask_labels = _pad_to_common_size([masks.to(device) for masks in mask_labels])
+    class_labels = [labels.to(device) for labels in class_labels]
+    with torch.autocast(device.type, enabled=False):
+        if mask_features.dtype != torch.float64:
+            class_logits, mask_embeddings = class_logits.float(), mask_embeddings.float()
+            mask_features = mask_features.float()
+        matches = match(
+            class_logits, mask_embeddings, mask_features, mask_labels, class_labels, config
+        )
+        num_masks = average_num_masks(class_labels)
+        losses = {}
+        last = len(matches) - 1
+        for layer in [last, *range(last)]:
+            suffix = "" if layer == last else f"_{layer}"
+            bce, dice = mask_losses(
+                mask_embeddings[layer], mask_features, mask_labels, matches[layer], num_masks, config
+            )
+            losses[f"loss_mask{suffix}"] = config.mask_weight * bce
+            losses[f"loss_dice{suffix}"] = config.dice_weight * dice
+            losses[f"loss_cross_entropy{suffix}"] = config.class_weight * class_loss(
+                class_logits[layer], class_labels, matches[layer], config.no_object_weight
+            )
+    return losses
+
+
+def class_loss(
+    class_logits: Tensor, class_labels: list[Tensor], matches: Matches, no_object_weight: float
+) -> Tensor:
+    """Weighted cross-entropy of (N, Q, K + 1) logits; unmatched queries are "no object"."""
+    no_object = class_logits.shape[-1] - 1
+    target = class_labels[0].new_full(class_logits.shape[:2], no_object)
+    for i, (queries, targets) in enumerate(matches):
+        target[i, queries.to(target.device)] = class_labels[i][targets.to(target.device)]
+    weight = class_logits.new_ones(no_object + 1)
+    weight[no_object] = no_object_weight
+    return F.cross_entropy(class_logits.transpose(1, 2), target, weight)
+
+
+def mask_losses(
+    mask_embeddings: Tensor,
+    mask_features: Tensor,
+    mask_labels: list[Tensor],
+    matches: Matches,
+    num_masks: Tensor,
+    config: Mask2FormerConfig,
+) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy and dice of the matched queries' masks, one prediction of (N, Q, C).
+
+    Only the matched queries' masks are built. Points are drawn for each mask by itself, most of
+    them where the prediction is unsure.
+    """
+    device = mask_features.device
+    logits = torch.cat(
+        [
+            torch.einsum("qc,chw->qhw", mask_embeddings[i, queries.to(device)], mask_features[i])
+            for i, (queries, _) in enumerate(matches)
+        ]
+    )
+    if len(logits) == 0:
+        zero = mask_embeddings.sum() * 0 + mask_features.sum() * 0
+        return zero, zero
+    logits = logits[:, None]
+    with torch.no_grad():
+        points = sample_uncertain_points(
+            logits,
+            config.train_num_points,
+            config.oversample_ratio,
+            config.importance_sample_ratio,
+        )
+        counts = [len(targets) for _, targets in matches]
+        labels = torch.cat(
+            [
+                sample_masks(mask_labels[i][targets.to(device), None], part)[:, 0]
+                for i, ((_, targets), part) in enumerate(zip(matches, points.split(counts), strict=True))
+            ]
+        )
+    sampled = point_sample(logits, points)[:, 0]
+    bce = F.binary_cross_entropy_with_logits(sampled, labels, reduction="none").mean(1).sum()
+    probabilities = sampled.sigmoid()
+    overlap = (probabilities * labels).sum(-1)
+    dice = 1 - (2 * overlap + 1) / (probabilities.sum(-1) + labels.sum(-1) + 1)
+    return bce / num_masks, dice.sum() / num_masks
+
+
+def sample_uncertain_points(
+    logits: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float
+) -> Tensor:
+    """Random points, most of them where a mask's logit is near zero (PointRend, section 3.1).
+
+    Draws `num_points * oversample_ratio` uniform candidates for each mask, keeps the
+    `num_points * importance_ratio` least certain and adds uniform ones.
+
+    Args:
+        logits: (M, 1, H, W).
+
+    Returns:
+        (M, num_points, 2) as (x, y) in [0, 1].
+    """
+    options = {"dtype": logits.dtype, "device": logits.device}
+    candidates = torch.rand(len(logits), int(num_points * oversample_ratio), 2, **options)
+    uncertain = int(importance_ratio * num_points)
+    certainty = point_sample(logits, candidates)[:, 0].abs()
+    index = certainty.topk(uncertain, dim=1, largest=False).indices
+    chosen = candidates.gather(1, index[..., None].expand(-1, -1, 2))
+    if uncertain == num_points:
+        return chosen
+    uniform = torch.rand(len(logits), num_points - uncertain, 2, **options)
+    return torch.cat([chosen, uniform], dim=1)
+
+
+def average_num_masks(class_labels: list[Tensor]) -> Tensor:
+    """Annotated masks per process, at least 1: the mean over all ranks of torch.distributed."""
+    count = torch.tensor(
+        float(sum(len(labels) for labels in class_labels)), device=class_labels[0].device
+    )
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count /= torch.distributed.get_world_size()
+    return count.clamp(min=1)
+
+
+def _pad_to_common_size(masks: list[Tensor]) -> list[Tensor]:
+    """Masks of different sizes padded with zeros to the batch's largest height and width."""
+    height = max(m.shape[-2] for m in masks)
+    width = max(m.shape[-1] for m in masks)
+    return [F.pad(m, (0, width - m.shape[-1], 0, height - m.shape[-2])) for m in masks]
+
+
+def _check_labels(
+    mask_labels: list[Tensor], class_labels: list[Tensor], batch: int, num_labels: int
+) -> None:
+    if not len(mask_labels) == len(class_labels) == batch:
+        raise ValueError(
+            f"mask_labels has {len(mask_labels)} and class_labels {len(class_labels)} entries for "
+            f"{batch} images; give one entry per image."
+        )
+    for i, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
+        if masks.dim() != 3 or labels.shape != masks.shape[:1]:
+            raise ValueError(
+                f"mask_labels[{i}] has shape {tuple(masks.shape)} and class_labels[{i}] "
+                f"{tuple(labels.shape)}; expected (T, height, width) and (T,)."
+            )
+        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < num_labels):
+            raise ValueError(
+                f"class_labels[{i}] has labels from {int(labels.min())} to {int(labels.max())}, but "
+                f"the model knows 0 to {num_labels - 1}."
+            )

@@ -1,0 +1,252 @@
+"""The models: backbone, pixel decoder and transformer decoder, and the segmentation head on top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mask2former.backbones import BACKBONES
+from mask2former.checkpoints.folder import read_weights, save_weights
+from mask2former.checkpoints.huggingface import from_huggingface, to_huggingface
+from mask2former.configuration import Mask2FormerConfig
+from mask2former.loss import segmentation_losses
+from mask2former.outputs import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
+from mask2former.pixel_decoder import PixelDecoder, PixelDecoderOutput
+from mask2former.transformer_decoder import DecoderOutput, TransformerDecoder, mask_logits
+
+
+class Mask2FormerModel(nn.Module):
+    """Mask2Former without the class head: raw hidden states and mask predictions."""
+
+    def __init__(self, config: Mask2FormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = BACKBONES[config.backbone_config.model_type](config.backbone_config)
+        self.pixel_decoder = PixelDecoder(config, self.backbone.channels)
+        self.transformer_decoder = TransformerDecoder(config)
+
+    def encode(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None
+    ) -> tuple[list[Tensor], PixelDecoderOutput]:
+        """Backbone feature maps, finest first, and the pixel decoder's output."""
+        _check_inputs(pixel_values, pixel_mask, self.config.backbone_config.num_channels)
+        features = self.backbone(pixel_values)
+        return features, self.pixel_decoder(features, effective_mask(pixel_mask))
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Mask2FormerModelOutput | tuple:
+        """Args as `Mask2FormerForUniversalSegmentation.forward`; the output class lists the fields."""
+        hidden, attend, as_dict = _flags(
+            self.config, output_hidden_states, output_attentions, return_dict
+        )
+        features, pixels = self.encode(pixel_values, pixel_mask)
+        decoded = self.transformer_decoder(pixels, hidden, attend)
+        states = tuple(s.transpose(0, 1) for s in decoded.states) if hidden else None
+        output = Mask2FormerModelOutput(
+            transformer_decoder_intermediate_states=states,
+            masks_queries_logits=tuple(
+                mask_logits(e, pixels.mask_features) for e in decoded.mask_embeddings
+            ),
+            **_state_fields(features, pixels, decoded, hidden, attend),
+        )
+        return output if as_dict else output.to_tuple()
+
+
+class Mask2FormerForUniversalSegmentation(nn.Module):
+    """Mask2Former for semantic, instance and panoptic segmentation.
+
+    Args:
+        config: architecture and loss; weights are random until loaded by `from_pretrained`.
+    """
+
+    def __init__(self, config: Mask2FormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Mask2FormerModel(config)
+        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.class_predictor.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' dtype."""
+        return self.class_predictor.weight.dtype
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: list[Tensor] | None = None,
+        class_labels: list[Tensor] | None = None,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_auxiliary_logits: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Mask2FormerForUniversalSegmentationOutput | tuple:
+        """Segment a batch of images, and compute the loss when labels are given.
+
+        Args:
+            pixel_values: normalised images (N, C, H, W), floating.
+            mask_labels: per image (T_i, H_i, W_i), bool, uint8 or floating in [0, 1].
+            class_labels: per image int64 (T_i,).
+            pixel_mask: (N, H, W), non-zero where there is image and 0 where there is padding, which
+                must lie at the bottom and right. Default: no padding.
+            output_hidden_states, output_auxiliary_logits, output_attentions: fill those fields;
+                default: as the configuration says.
+            return_dict: False for a plain tuple of the fields that are present.
+
+        Raises:
+            ValueError: an input has the wrong shape, or labels do not fit.
+        """
+        hidden, attend, as_dict = _flags(
+            self.config, output_hidden_states, output_attentions, return_dict
+        )
+        auxiliary = output_auxiliary_logits
+        if auxiliary is None:
+            auxiliary = bool(self.config.output_auxiliary_logits)
+        if (mask_labels is None) != (class_labels is None):
+            raise ValueError("mask_labels and class_labels must be given together.")
+
+        features, pixels = self.model.encode(pixel_values, pixel_mask)
+        decoded = self.model.transformer_decoder(pixels, hidden, attend)
+        losses = None
+        if mask_labels is not None:
+            losses = self._losses(decoded, pixels, mask_labels, class_labels)
+        predictions = self._predictions(decoded, pixels, auxiliary)
+        output = Mask2FormerForUniversalSegmentationOutput(
+            loss=None if losses is None else sum(losses.values()),
+            **predictions[-1],
+            auxiliary_logits=predictions[:-1] if auxiliary else None,
+            image_sizes=image_sizes(pixel_values, pixel_mask),
+            loss_dict=None if losses is None else {k: v.detach() for k, v in losses.items()},
+            **_state_fields(features, pixels, decoded, hidden, attend),
+        )
+        return output if as_dict else output.to_tuple()
+
+    def _losses(
+        self,
+        decoded: DecoderOutput,
+        pixels: PixelDecoderOutput,
+        mask_labels: list[Tensor],
+        class_labels: list[Tensor],
+    ) -> dict[str, Tensor]:
+        first = 0 if self.config.use_auxiliary_loss else -1
+        return segmentation_losses(
+            self.class_predictor(torch.stack(decoded.states[first:])),
+            torch.stack(decoded.mask_embeddings[first:]),
+            pixels.mask_features,
+            mask_labels,
+            class_labels,
+            self.config,
+        )
+
+    def _predictions(
+        self, decoded: DecoderOutput, pixels: PixelDecoderOutput, auxiliary: bool
+    ) -> list[dict[str, Tensor]]:
+        """Class and mask logits of the last prediction, or of all."""
+        first = 0 if auxiliary else -1
+        return [
+            {
+                "class_queries_logits": self.class_predictor(state),
+                "masks_queries_logits": mask_logits(embedding, pixels.mask_features),
+            }
+            for state, embedding in zip(
+                decoded.states[first:], decoded.mask_embeddings[first:], strict=True
+            )
+        ]
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | Path, **hub_options: Any
+    ) -> Mask2FormerForUniversalSegmentation:
+        """Load `config.json` and the weights from a local folder or a Hugging Face repository.
+
+        Every parameter must be in the checkpoint and every key of the checkpoint must be known. The
+        model is returned in float32 and evaluation mode.
+
+        Args:
+            name_or_folder: a folder written by `save_pretrained` (here or in transformers), or a
+                repository such as "facebook/mask2former-swin-tiny-coco-panoptic".
+            hub_options: revision, cache_dir, token, local_files_only.
+
+        Raises:
+            DataError: a file is missing or damaged, or keys or shapes do not fit.
+        """
+        config = Mask2FormerConfig.from_pretrained(name_or_folder, **hub_options)
+        path, weights = read_weights(name_or_folder, **hub_options)
+        model = cls(config)
+        model.load_state_dict(from_huggingface(weights, model.state_dict(), config, path))
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, readable here and in transformers."""
+        self.config.save_pretrained(folder)
+        save_weights(folder, to_huggingface(self.state_dict(), self.config))
+
+
+def effective_mask(pixel_mask: Tensor | None) -> Tensor | None:
+    """The pixel mask as bool; None if it masks nothing, which spares the model the work."""
+    if pixel_mask is None:
+        return None
+    mask = pixel_mask.bool()
+    return None if bool(mask.all()) else mask
+
+
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[int, int, int, int]]:
+    """Per image (valid_height, valid_width, padded_height, padded_width) in pixels."""
+    height, width = pixel_values.shape[-2:]
+    if pixel_mask is None:
+        return [(height, width, height, width)] * len(pixel_values)
+    mask = pixel_mask.bool()
+    valid = zip(mask.any(2).sum(1).tolist(), mask.any(1).sum(1).tolist(), strict=True)
+    return [(rows, columns, height, width) for rows, columns in valid]
+
+
+def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int) -> None:
+    if pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
+        raise ValueError(
+            f"pixel_values must be (batch, {channels}, height, width), but has shape "
+            f"{tuple(pixel_values.shape)}."
+        )
+    expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
+    if pixel_mask is not None and tuple(pixel_mask.shape) != expected:
+        raise ValueError(
+            f"pixel_mask must be (batch, height, width) = {expected} as pixel_values is, but has "
+            f"shape {tuple(pixel_mask.shape)}."
+        )
+
+
+def _flags(config: Mask2FormerConfig, *given: bool | None) -> tuple[bool, ...]:
+    defaults = (config.output_hidden_states, config.output_attentions, config.return_dict)
+    return tuple(d if g is None else g for g, d in zip(given, defaults, strict=True))
+
+
+def _state_fields(
+    features: list[Tensor],
+    pixels: PixelDecoderOutput,
+    decoded: DecoderOutput,
+    hidden: bool,
+    attend: bool,
+) -> dict[str, Any]:
+    """The fields that both models' outputs share."""
+    return {
+        "encoder_last_hidden_state": features[-1],
+        "pixel_decoder_last_hidden_state": pixels.mask_features,
+        "transformer_decoder_last_hidden_state": decoded.last,
+        "encoder_hidden_states": tuple(features) if hidden else None,
+        "pixel_decoder_hidden_states": tuple(pixels.levels) if hidden else None,
+        "transformer_decoder_hidden_states": tuple(decoded.hidden_states) if hidden else None,
+        "attentions": tuple(decoded.attentions) if attend else None,
+    }

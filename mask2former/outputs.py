@@ -1,0 +1,106 @@
+"""What the models return."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+class ModelOutput:
+    """Base of the output dataclasses: fields by name or by position, absent ones left out.
+
+    `output["loss"]`, `output.loss` and `output[0]` are the same when the loss is there. Fields with
+    the metadata `in_tuple=False` are reached by name only.
+    """
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """All present fields in order."""
+        return tuple(value for _, value in self.items())
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Present fields as (name, value), in order."""
+        fields = [f.name for f in dataclasses.fields(self) if f.metadata.get("in_tuple", True)]
+        return [(name, getattr(self, name)) for name in fields if getattr(self, name) is not None]
+
+    def keys(self) -> list[str]:
+        """Names of the present fields, in order."""
+        return [name for name, _ in self.items()]
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, str):
+            return dict(self.items())[key]
+        return self.to_tuple()[key]
+
+    def __iter__(self):
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+
+@dataclass
+class Mask2FormerModelOutput(ModelOutput):
+    """Output of `Mask2FormerModel`. N images, Q queries, C hidden_dim.
+
+    Attributes:
+        encoder_last_hidden_state: coarsest backbone map, (N, C_4, H/32, W/32).
+        pixel_decoder_last_hidden_state: mask features, (N, mask_feature_size, H/4, W/4).
+        transformer_decoder_last_hidden_state: (N, Q, C).
+        encoder_hidden_states: all backbone maps, finest first; when asked for.
+        pixel_decoder_hidden_states: maps of strides 32, 16, 8, (N, feature_size, h, w) each; when
+            asked for.
+        transformer_decoder_hidden_states: queries before each layer and after the last,
+            (N, Q, C) each; when asked for.
+        transformer_decoder_intermediate_states: the same after the final layer norm, queries first:
+            (Q, N, C) each; when asked for.
+        masks_queries_logits: masks predicted from the learned queries and after each layer,
+            (N, Q, H/4, W/4) each.
+        attentions: self-attention probabilities of each decoder layer, (N, heads, Q, Q); when asked
+            for.
+    """
+
+    encoder_last_hidden_state: Tensor | None = None
+    pixel_decoder_last_hidden_state: Tensor | None = None
+    transformer_decoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_intermediate_states: tuple[Tensor, ...] | None = None
+    masks_queries_logits: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
+    """Output of `Mask2FormerForUniversalSegmentation`; the image processor's post-processing takes it.
+
+    Attributes:
+        loss: scalar, the weighted sum of all losses; when labels were given.
+        class_queries_logits: (N, Q, num_labels + 1), the last class is "no object".
+        masks_queries_logits: (N, Q, H/4, W/4).
+        auxiliary_logits: one dict with `class_queries_logits` and `masks_queries_logits` per earlier
+            prediction; when asked for.
+        encoder_last_hidden_state ... attentions: as in `Mask2FormerModelOutput`.
+        image_sizes: per image (height, width) of the real image and of the padded input, in pixels:
+            (valid_height, valid_width, padded_height, padded_width). By name only.
+        loss_dict: the weighted losses by name, detached; when labels were given. By name only.
+    """
+
+    loss: Tensor | None = None
+    class_queries_logits: Tensor | None = None
+    masks_queries_logits: Tensor | None = None
+    auxiliary_logits: list[dict[str, Tensor]] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    pixel_decoder_last_hidden_state: Tensor | None = None
+    transformer_decoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    image_sizes: list[tuple[int, int, int, int]] | None = field(
+        default=None, metadata={"in_tuple": False}
+    )
+    loss_dict: dict[str, Tensor] | None = field(default=None, metadata={"in_tuple": False})

@@ -1,0 +1,183 @@
+"""Pixel decoder: multi-scale deformable attention over three levels, then one FPN level per finer
+feature map (Cheng et al. 2022, section 3.2.1 and appendix)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mask2former.configuration import Mask2FormerConfig
+from mask2former.position import sine_position_embedding
+from mask2former_ops.modules import MSDeformAttn
+
+NUM_LEVELS = 3
+NUM_POINTS = 4
+NUM_GROUPS = 32  # of every group normalisation
+
+
+class PixelDecoderOutput(NamedTuple):
+    """What the transformer decoder looks at.
+
+    `levels` are (N, feature_size, H_i, W_i), coarsest first, with `valid` bool (N, H_i, W_i) beside
+    them; `mask_features` is (N, mask_feature_size, H, W) at the common stride.
+    """
+
+    levels: list[Tensor]
+    valid: list[Tensor]
+    mask_features: Tensor
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and feed-forward network, post-norm."""
+
+    def __init__(self, config: Mask2FormerConfig) -> None:
+        super().__init__()
+        dim = config.feature_size
+        self.self_attn = MSDeformAttn(dim, NUM_LEVELS, config.num_attention_heads, NUM_POINTS)
+        self.self_attn_norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, config.encoder_feedforward_dim)
+        self.fc2 = nn.Linear(config.encoder_feedforward_dim, dim)
+        self.final_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        reference_points: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor,
+        padding: Tensor | None,
+    ) -> Tensor:
+        attended = self.self_attn(
+            x + position, reference_points, x, spatial_shapes, level_start_index, padding
+        )
+        x = self.self_attn_norm(x + self.dropout(attended))
+        hidden = self.dropout(F.relu(self.fc1(x)))
+        return self.final_norm(x + self.dropout(self.fc2(hidden)))
+
+
+def reference_points(valid: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Centre of each position, seen from each level.
+
+    Args:
+        valid: bool (N, H_i, W_i) per level, True in the image's top-left rectangle.
+
+    Returns:
+        (N, S, levels, 2) as (x, y), in fractions of the padded level.
+    """
+    extents = [torch.stack((v[:, 0].sum(1), v[:, :, 0].sum(1)), -1).to(dtype) for v in valid]
+    centres = []
+    for mask, extent in zip(valid, extents, strict=True):
+        _, height, width = mask.shape
+        y, x = torch.meshgrid(
+            torch.arange(height, dtype=dtype, device=mask.device) + 0.5,
+            torch.arange(width, dtype=dtype, device=mask.device) + 0.5,
+            indexing="ij",
+        )
+        centres.append(torch.stack((x, y), dim=-1).view(1, -1, 2) / extent[:, None])
+    ratios = [e / e.new_tensor(v.shape[:0:-1]) for v, e in zip(valid, extents, strict=True)]
+    return torch.cat(centres, dim=1)[:, :, None] * torch.stack(ratios, dim=1)[:, None]
+
+
+def _conv_norm(in_channels: int, out_channels: int, kernel: int, bias: bool) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias),
+        nn.GroupNorm(NUM_GROUPS, out_channels),
+    )
+
+
+class PixelDecoder(nn.Module):
+    """Mixes the three coarsest backbone levels, then climbs to the common stride.
+
+    Args:
+        config: the model's configuration.
+        channels: widths of the backbone's feature maps, finest first.
+
+    Raises:
+        ValueError: the feature maps, strides or widths do not fit together.
+    """
+
+    def __init__(self, config: Mask2FormerConfig, channels: list[int]) -> None:
+        super().__init__()
+        dim = config.feature_size
+        if dim % NUM_GROUPS:
+            raise ValueError(f"feature_size is {dim}; it must be a multiple of {NUM_GROUPS}.")
+        finest = min(config.feature_strides[-NUM_LEVELS:])
+        self.num_fpn_levels = int(math.log2(finest) - math.log2(config.common_stride))
+        if len(channels) < NUM_LEVELS + self.num_fpn_levels:
+            raise ValueError(
+                f"The backbone returns {len(channels)} feature maps, but feature_strides "
+                f"{config.feature_strides} and common_stride {config.common_stride} need "
+                f"{NUM_LEVELS + self.num_fpn_levels}; name more stages in out_features."
+            )
+        coarse = channels[-NUM_LEVELS:][::-1]
+        self.input_projections = nn.ModuleList([_conv_norm(c, dim, 1, bias=True) for c in coarse])
+        self.level_embed = nn.Parameter(torch.empty(NUM_LEVELS, dim))
+        self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.encoder_layers)])
+        fine = channels[: self.num_fpn_levels]
+        self.lateral_convs = nn.ModuleList([_conv_norm(c, dim, 1, bias=False) for c in fine])
+        self.output_convs = nn.ModuleList([_conv_norm(dim, dim, 3, bias=False) for _ in fine])
+        self.mask_projection = nn.Conv2d(dim, config.mask_feature_size, 1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.level_embed)
+        for layer in self.layers:
+            nn.init.xavier_uniform_(layer.fc1.weight)
+            nn.init.xavier_uniform_(layer.fc2.weight)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features: list[Tensor], pixel_mask: Tensor | None) -> PixelDecoderOutput:
+        """`features` finest first; `pixel_mask` bool (N, H, W), True where there is image."""
+        coarse = features[-NUM_LEVELS:][::-1]
+        levels = [proj(x) for proj, x in zip(self.input_projections, coarse, strict=True)]
+        valid = [level_mask(pixel_mask, x) for x in levels]
+        padded = pixel_mask is not None
+        levels = self._encode(levels, valid, padded)
+        finest = levels[-1]
+        for index in reversed(range(self.num_fpn_levels)):
+            lateral = self.lateral_convs[index](features[index])
+            finest = F.interpolate(
+                finest, lateral.shape[-2:], mode="bilinear", align_corners=False
+            )
+            finest = F.relu(self.output_convs[index](lateral + finest))
+        return PixelDecoderOutput(levels, valid, self.mask_projection(finest))
+
+    def _encode(self, levels: list[Tensor], valid: list[Tensor], padded: bool) -> list[Tensor]:
+        """Deformable self-attention over all levels at once."""
+        dtype, device = levels[0].dtype, levels[0].device
+        shapes = [tuple(x.shape[-2:]) for x in levels]
+        sizes = [height * width for height, width in shapes]
+        spatial_shapes = torch.tensor(shapes, device=device)
+        level_start_index = spatial_shapes.prod(1).cumsum(0) - spatial_shapes.prod(1)
+        positions = [
+            sine_position_embedding(mask, x.shape[1], dtype) + embed[:, None, None]
+            for mask, x, embed in zip(valid, levels, self.level_embed, strict=True)
+        ]
+        position = torch.cat([p.flatten(2).transpose(1, 2) for p in positions], dim=1)
+        x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+        padding = ~torch.cat([mask.flatten(1) for mask in valid], dim=1) if padded else None
+        points = reference_points(valid, dtype)
+        for layer in self.layers:
+            x = layer(x, position, points, spatial_shapes, level_start_index, padding)
+        return [
+            part.transpose(1, 2).unflatten(2, shape)
+            for part, shape in zip(x.split(sizes, dim=1), shapes, strict=True)
+        ]
+
+
+def level_mask(pixel_mask: Tensor | None, level: Tensor) -> Tensor:
+    """The pixel mask at a level's resolution, bool (N, H_i, W_i); all True without one."""
+    n, _, height, width = level.shape
+    if pixel_mask is None:
+        return torch.ones(n, height, width, dtype=torch.bool, device=level.device)
+    return F.interpolate(pixel_mask[:, None].float(), (height, width))[:, 0] > 0.5

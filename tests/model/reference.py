@@ -1,0 +1,71 @@
+"""What the model tests share: the transformers implementation and ways to compare with it."""
+
+import contextlib
+from unittest import mock
+
+import pytest
+import torch
+
+
+def transformers_model(backbone: str, **options):
+    """A transformers model with Swin-T or ResNet-50; `options` override the configuration."""
+    transformers = pytest.importorskip("transformers")
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbones = {
+        "swin": lambda: transformers.SwinConfig(out_features=stages),
+        "resnet": lambda: transformers.ResNetConfig(out_features=stages),
+    }
+    options = {"num_labels": 5, "num_queries": 12, "train_num_points": 300, **options}
+    config = transformers.Mask2FormerConfig(backbone_config=backbones[backbone](), **options)
+    return transformers.Mask2FormerForUniversalSegmentation(config)
+
+
+@torch.no_grad()
+def randomise(model, seed: int):
+    """Noise on every parameter and statistic, so that none is at a special value such as zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point() or name == "criterion.empty_weight":
+            continue
+        noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+        if name.endswith("running_var"):
+            tensor.add_(noise)
+        else:
+            tensor.add_(0.05 * (noise - 0.5))
+    return model
+
+
+def make_labels(seed: int, counts: list[int], size: tuple[int, int], num_labels: int):
+    """Random rectangles as float masks, with their classes, per image."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = size
+    masks, classes = [], []
+    for count in counts:
+        image = torch.zeros(count, height, width)
+        for mask in image:
+            top, left = (int(torch.randint(n // 2, (), generator=generator)) for n in size)
+            mask[top : top + height // 3, left : left + width // 3] = 1
+        masks.append(image)
+        classes.append(torch.randint(num_labels, (count,), generator=generator))
+    return masks, classes
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative L2 error."""
+    assert actual.shape == expected.shape
+    return float((actual - expected).norm() / expected.norm().clamp(min=1e-300))
+
+
+@contextlib.contextmanager
+def same_points():
+    """Within it `torch.rand` depends on the shape alone, whoever calls it and in whatever order."""
+
+    def rand(*shape, dtype=None, device=None, **_):
+        shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        seed = sum((position + 7) * extent for position, extent in enumerate(shape))
+        generator = torch.Generator().manual_seed(seed)
+        return original(shape, generator=generator, dtype=dtype).to(device)
+
+    original = torch.rand
+    with mock.patch.object(torch, "rand", rand):
+        yield
