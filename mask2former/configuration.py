@@ -214,7 +214,7 @@ class Mask2FormerConfig(_Config):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Mask2FormerConfig:
         """Build from the contents of a `config.json`; `id2label` wins over `num_labels`."""
-        derived = {"model_type", "label2id"}
+        derived = {"model_type", "architectures", "label2id"}
         if values.get("id2label") is not None:
             derived.add("num_labels")
         return super().from_dict({k: v for k, v in values.items() if k not in derived})

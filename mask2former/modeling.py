@@ -102,7 +102,9 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
             mask_labels: per image (T_i, H_i, W_i), bool, uint8 or floating in [0, 1].
             class_labels: per image int64 (T_i,).
             pixel_mask: (N, H, W), non-zero where there is image and 0 where there is padding, which
-                must lie at the bottom and right. Default: no padding.
+                must lie at the bottom and right. Default: no padding. Attention, sampling and
+                positions leave the padding out; convolutions and normalisations still see it, so
+                that an image padded much may be answered a little differently than alone.
             output_hidden_states, output_auxiliary_logits, output_attentions: fill those fields;
                 default: as the configuration says.
             return_dict: False for a plain tuple of the fields that are present.

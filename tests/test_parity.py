@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mask2former import Mask2FormerForUniversalSegmentation
-from tests.model.reference import (
+from tests.reference import (
     make_labels,
     randomise,
     relative_error,

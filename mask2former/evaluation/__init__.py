@@ -1,0 +1,6 @@
+"""Metrics: each takes predictions and truths one image at a time and sums up at the end."""
+
+from mask2former.evaluation.mean_iou import MeanIoU
+from mask2former.evaluation.panoptic_quality import PanopticQuality
+
+__all__ = ["MeanIoU", "PanopticQuality"]

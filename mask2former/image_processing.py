@@ -1,0 +1,485 @@
+"""Image (and annotation) -> tensors, and the door to post-processing: Mask2FormerImageProcessor.
+
+Names, arguments and defaults are those of transformers' documentation. All arithmetic is on torch
+tensors on the device of the input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mask2former import hf_compat, post_processing
+from mask2former.batch_feature import BatchFeature
+from mask2former.checkpoints.folder import read_json, resolve_file, write_text
+from mask2former.errors import DataError
+from mask2former.image_input import image_list, image_tensor
+from mask2former.image_resize import (
+    Size,
+    next_multiple,
+    padded,
+    resized_image,
+    resized_nearest,
+    shortest_edge_size,
+    size_text,
+)
+from mask2former.segmentation_maps import IdMap, map_tensors, masks_and_labels
+
+PROCESSOR_FILE = "preprocessor_config.json"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Mask2FormerImageProcessor:
+    """Prepares images and annotations for the model, and turns its outputs into segmentations.
+
+    Args:
+        do_resize: resize images and maps to `size`.
+        size: {"shortest_edge": 800, "longest_edge": 1333} (the default; either the shortest edge
+            gets its length or, if that would make the other too long, the longest), {"height": h,
+            "width": w}, {"max_height": h, "max_width": w} (as large as fits), or an int, the length
+            of the shortest edge.
+        size_divisor: the batch is padded at the bottom and right to a multiple of this; 0 for none.
+        resample: a PIL.Image.Resampling. BILINEAR (the default) and NEAREST run on the input's
+            device, the others in Pillow. Maps are always resized by nearest.
+        do_rescale, rescale_factor: multiply pixel values by 1/255.
+        do_normalize, image_mean, image_std: then subtract the mean and divide by the standard
+            deviation, one number or one per channel; ImageNet's by default.
+        ignore_index: id or label in segmentation maps whose pixels belong to nothing.
+        do_reduce_labels: label 0 is background and belongs to nothing, and all others count from 1:
+            they are decremented.
+        num_labels: kept and saved for the reader of the file; nothing depends on it.
+        pad_size: {"height": h, "width": w} to pad to instead of the largest of the batch.
+        do_pad: if False nothing is padded, and only images of equal size can be stacked.
+        thing_label_ids: labels of countable things. Instance segmentation then returns only these,
+            and panoptic segmentation fuses all others unless told otherwise.
+        hf_compat: reproduce transformers 5.23 to the bit where it departs from the paper's code or
+            from its own documentation: images stretched to the multiple of `size_divisor`, float
+            masks padded with `ignore_index`, and everything listed in hf_compat.py.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    do_resize: bool = True
+    size: dict[str, int] | int | None = None
+    size_divisor: int = 32
+    resample: int = Image.Resampling.BILINEAR
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: float | Sequence[float] | None = None
+    image_std: float | Sequence[float] | None = None
+    ignore_index: int | None = None
+    do_reduce_labels: bool = False
+    num_labels: int | None = None
+    pad_size: dict[str, int] | None = None
+    _: dataclasses.KW_ONLY
+    do_pad: bool = True
+    thing_label_ids: Collection[int] | None = None
+    hf_compat: bool = False
+    # keys of a loaded file that mean nothing here, written back by save_pretrained
+    other_settings: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
+
+    SIZE_KEYS: ClassVar = (
+        {"shortest_edge"},
+        {"shortest_edge", "longest_edge"},
+        {"height", "width"},
+        {"max_height", "max_width"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.size is None:
+            self.size = {"shortest_edge": 800, "longest_edge": 1333}
+        elif isinstance(self.size, int):
+            self.size = {"shortest_edge": self.size}
+        self.size = _checked_size("size", self.size, self.SIZE_KEYS)
+        if self.pad_size is not None:
+            self.pad_size = _checked_size("pad_size", self.pad_size, ({"height", "width"},))
+        if not isinstance(self.size_divisor, int) or self.size_divisor < 0:
+            raise ValueError(f"size_divisor must be an integer >= 0, not {self.size_divisor!r}.")
+        if not isinstance(self.rescale_factor, (int, float)) or self.rescale_factor == 0:
+            raise ValueError(f"rescale_factor must be a number, not {self.rescale_factor!r}.")
+        self.resample = int(Image.Resampling(self.resample))
+        self.image_mean = _per_channel("image_mean", self.image_mean, IMAGENET_MEAN)
+        self.image_std = _per_channel("image_std", self.image_std, IMAGENET_STD)
+        if self.do_normalize and 0 in self.image_std:
+            raise ValueError("image_std must not be 0; pixel values are divided by it.")
+        if self.thing_label_ids is not None:
+            self.thing_label_ids = sorted(int(label) for label in self.thing_label_ids)
+
+    # ---- image -> tensors -----------------------------------------------------------------------
+
+    def __call__(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+        """`preprocess`."""
+        return self.preprocess(images, segmentation_maps, **kwargs)
+
+    def preprocess(
+        self,
+        images: Any,
+        segmentation_maps: Any = None,
+        instance_id_to_semantic_id: IdMap | Sequence[IdMap] | None = None,
+        *,
+        return_tensors: str | None = None,
+        input_data_format: str | None = None,
+        data_format: str = "channels_first",
+        device: torch.device | str | None = None,
+        **overrides: Any,
+    ) -> BatchFeature:
+        """Resizes, rescales, normalizes and pads images, and makes masks and labels of their maps.
+
+        Args:
+            images: one image or a list: PIL images of any mode but I and F (EXIF orientation is
+                applied), numpy arrays or torch tensors (H, W), (H, W, C) or (C, H, W) with 1, 3 or
+                4 channels, or a batch of four dimensions. Values are 0 to 255, uint16 0 to 65535;
+                for values in 0 to 1 set do_rescale=False. Alpha is dropped.
+            segmentation_maps: a map of integer ids (H, W) per image, as PIL image, array or tensor.
+            instance_id_to_semantic_id: makes the ids of the maps instance ids; one mapping for all
+                or one per image. Without it ids are labels.
+            return_tensors: "pt" or "np" to stack the images, None for lists of tensors.
+            input_data_format: "channels_first", "channels_last" or "none"; inferred if not given.
+            data_format: "channels_first" is the only one the model takes.
+            device: where to work; default is where each image is.
+            overrides: any argument of the constructor, for this call; None means unchanged.
+
+        Returns:
+            pixel_values: float32 (N, 3, H, W).
+            pixel_mask: int64 (N, H, W), 1 for pixels of the image and 0 for padding.
+            mask_labels: with maps, a list of bool (labels, H, W), False in the padding. In
+                transformers they are float32; the model takes both, bool is a quarter the memory.
+            class_labels: with maps, a list of int64 (labels,), the label of each mask, in the order
+                of ids.
+
+        Raises:
+            DataError: an image cannot be decoded, has a mode whose range is unknown, or does not
+                fit its map.
+            ValueError: an argument is wrong, or an instance id has no semantic id.
+            TypeError: an override is no argument of the constructor.
+        """
+        if data_format != "channels_first":
+            raise ValueError(f"data_format must be 'channels_first', not {data_format!r}.")
+        processor = self._overridden(overrides)
+        tensors = [
+            image_tensor(image, i, input_data_format).to(device)
+            for i, image in enumerate(image_list(images, 3))
+        ]
+        maps = map_tensors(segmentation_maps, tensors)
+        if processor.do_resize:
+            sizes = [processor.resized_size(tuple(image.shape[-2:])) for image in tensors]
+            if maps is not None:
+                maps = [resized_nearest(ids, size) for ids, size in zip(maps, sizes, strict=True)]
+            tensors = [
+                resized_image(image, size, processor.resample)
+                for image, size in zip(tensors, sizes, strict=True)
+            ]
+        pixel_values = [processor._normalized(image) for image in tensors]
+        return processor._batch(pixel_values, maps, instance_id_to_semantic_id, return_tensors)
+
+    def encode_inputs(
+        self,
+        pixel_values_list: Sequence[Any],
+        segmentation_maps: Any = None,
+        instance_id_to_semantic_id: IdMap | Sequence[IdMap] | None = None,
+        ignore_index: int | None = None,
+        do_reduce_labels: bool | None = None,
+        return_tensors: str | None = None,
+        input_data_format: str | None = None,
+        pad_size: dict[str, int] | None = None,
+    ) -> BatchFeature:
+        """`preprocess` without resizing, rescaling and normalizing: pads images and makes masks.
+
+        Args:
+            pixel_values_list: images (C, H, W) ready for the model, as `preprocess` takes them.
+
+        Other arguments, results and errors are those of `preprocess`; None means the processor's.
+        """
+        overrides = {
+            "ignore_index": ignore_index,
+            "do_reduce_labels": do_reduce_labels,
+            "pad_size": pad_size,
+        }
+        tensors = [
+            image_tensor(image, i, input_data_format).float()
+            for i, image in enumerate(image_list(pixel_values_list, 3))
+        ]
+        maps = map_tensors(segmentation_maps, tensors)
+        processor = self._overridden(overrides)
+        return processor._batch(tensors, maps, instance_id_to_semantic_id, return_tensors)
+
+    def resized_size(self, size: Size) -> Size:
+        """(height, width) in pixels that an image of (height, width) is resized to, at least 1."""
+        height, width = size
+        if "height" in self.size:
+            new = (self.size["height"], self.size["width"])
+        elif "max_height" in self.size:
+            scale = min(self.size["max_height"] / height, self.size["max_width"] / width)
+            new = (int(height * scale), int(width * scale))
+        else:
+            new = shortest_edge_size(size, **self.size)
+        if self.hf_compat:
+            return next_multiple(new, self.size_divisor)
+        return max(new[0], 1), max(new[1], 1)
+
+    def _overridden(self, overrides: dict[str, Any]) -> Mask2FormerImageProcessor:
+        changes = {name: value for name, value in overrides.items() if value is not None}
+        processor = dataclasses.replace(self, **changes)
+        processor.other_settings = dict(self.other_settings)
+        return processor
+
+    def _normalized(self, image: Tensor) -> Tensor:
+        """float32 image (C, H, W); rescaling is folded into mean and deviation."""
+        image = image.float()
+        factor = self.rescale_factor if self.do_rescale else 1.0
+        if not self.do_normalize:
+            return image * factor
+        mean, std = (
+            torch.tensor(values, device=image.device)[:, None, None] * (1.0 / factor)
+            for values in (self.image_mean, self.image_std)
+        )
+        return (image - mean) / std
+
+    def _batch(
+        self,
+        images: list[Tensor],
+        maps: list[Tensor] | None,
+        id_maps: IdMap | Sequence[IdMap] | None,
+        return_tensors: str | None,
+    ) -> BatchFeature:
+        """Padded images and what belongs to them; see `preprocess`."""
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"return_tensors must be 'pt', 'np' or None, not {return_tensors!r}.")
+        sizes = self._padded_sizes([tuple(image.shape[-2:]) for image in images])
+        ones = (torch.ones_like(image[0], dtype=torch.int64) for image in images)
+        batch = BatchFeature(
+            pixel_values=[padded(image, size) for image, size in zip(images, sizes, strict=True)],
+            pixel_mask=[padded(mask, size) for mask, size in zip(ones, sizes, strict=True)],
+        )
+        if return_tensors is not None:
+            if len(set(sizes)) > 1:
+                raise ValueError(
+                    f"Images of sizes {sizes} cannot be stacked without padding; set do_pad=True "
+                    "or return_tensors=None."
+                )
+            batch.update({name: torch.stack(values) for name, values in batch.items()})
+        if maps is not None:
+            fill = (self.ignore_index or 0) if self.hf_compat else 0
+            pairs = self._masks_and_labels(maps, id_maps)
+            batch["mask_labels"] = [
+                padded(masks, size, fill) for (masks, _), size in zip(pairs, sizes, strict=True)
+            ]
+            batch["class_labels"] = [labels for _, labels in pairs]
+        return batch.numpy() if return_tensors == "np" else batch
+
+    def _padded_sizes(self, sizes: list[Size]) -> list[Size]:
+        if not self.do_pad:
+            return sizes
+        largest = (max(height for height, _ in sizes), max(width for _, width in sizes))
+        if self.pad_size is None:
+            padded_size = largest if self.hf_compat else next_multiple(largest, self.size_divisor)
+            return [padded_size] * len(sizes)
+        target = (self.pad_size["height"], self.pad_size["width"])
+        for i, size in enumerate(sizes):
+            if size[0] > target[0] or size[1] > target[1]:
+                raise ValueError(
+                    f"Image {i} is {size_text(size)} after resizing, larger than pad_size "
+                    f"{size_text(target)}; give a larger pad_size or a smaller size."
+                )
+        return [target] * len(sizes)
+
+    def _masks_and_labels(
+        self, maps: list[Tensor], id_maps: IdMap | Sequence[IdMap] | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        if id_maps is None or isinstance(id_maps, Mapping):
+            id_maps = [id_maps] * len(maps)
+        if len(id_maps) != len(maps):
+            raise ValueError(
+                f"instance_id_to_semantic_id has {len(id_maps)} mappings for {len(maps)} images; "
+                "give one per image or a single one."
+            )
+        convert = hf_compat.masks_and_labels if self.hf_compat else masks_and_labels
+        return [
+            convert(ids, id_maps[i], self.ignore_index, self.do_reduce_labels, i)
+            for i, ids in enumerate(maps)
+        ]
+
+    # ---- logits -> segmentations ----------------------------------------------------------------
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[Size] | Tensor | None = None
+    ) -> list[Tensor]:
+        """A class map int64 (height, width) per image; see `post_processing.semantic_segmentation`.
+
+        target_sizes are (height, width) per image in pixels; without them the maps have the
+        resolution of the mask logits.
+        """
+        module = hf_compat if self.hf_compat else post_processing
+        return module.semantic_segmentation(outputs, target_sizes)
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: Sequence[Size] | Tensor | None = None,
+        return_coco_annotation: bool = False,
+        return_binary_maps: bool = False,
+    ) -> list[dict[str, Any]]:
+        """{"segmentation", "segments_info"} per image; see `post_processing.instance_segmentation`.
+
+        The map is int32 with -1 for void and ids from 0. With `thing_label_ids` only things are
+        returned.
+        """
+        forms = {
+            "return_coco_annotation": bool(return_coco_annotation),
+            "return_binary_maps": bool(return_binary_maps),
+        }
+        if self.hf_compat:
+            return hf_compat.instance_segmentation(outputs, threshold, target_sizes, **forms)
+        return post_processing.instance_segmentation(
+            outputs,
+            threshold,
+            mask_threshold,
+            overlap_mask_area_threshold,
+            target_sizes,
+            thing_label_ids=self.thing_label_ids,
+            **forms,
+        )
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: Collection[int] | None = None,
+        target_sizes: Sequence[Size] | Tensor | None = None,
+    ) -> list[dict[str, Any]]:
+        """{"segmentation", "segments_info"} per image; see `post_processing.panoptic_segmentation`.
+
+        The map is int32 with 0 for void and ids from 1. `label_ids_to_fuse` None means all labels
+        but `thing_label_ids` if those are known, else none.
+        """
+        if label_ids_to_fuse is None:
+            label_ids_to_fuse = set()
+            if self.thing_label_ids is not None and not self.hf_compat:
+                labels = range(outputs.class_queries_logits.shape[-1] - 1)
+                label_ids_to_fuse = set(labels) - set(self.thing_label_ids)
+        module = hf_compat if self.hf_compat else post_processing
+        return module.panoptic_segmentation(
+            outputs,
+            threshold,
+            mask_threshold,
+            overlap_mask_area_threshold,
+            label_ids_to_fuse,
+            target_sizes,
+        )
+
+    # ---- file -----------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of preprocessor_config.json: settings that are not None, and unknown keys."""
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        return {**self.other_settings, **settings, "image_processor_type": type(self).__name__}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Mask2FormerImageProcessor:
+        """A processor from the content of a preprocessor_config.json, old keys included.
+
+        Keys that mean nothing here are kept. null means the default.
+
+        Raises:
+            ValueError: a setting is out of range.
+        """
+        known = {f.name for f in dataclasses.fields(cls) if f.init}
+        settings = _modern(settings)
+        processor = cls(**{k: v for k, v in settings.items() if k in known and v is not None})
+        processor.other_settings = {k: v for k, v in settings.items() if k not in known}
+        return processor
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Mask2FormerImageProcessor:
+        """A processor from the preprocessor_config.json of a local folder or a hub repository.
+
+        `overrides` are arguments of the constructor; None means as in the file.
+
+        Raises:
+            DataError: the file is missing, is no JSON object, or holds a setting out of range.
+        """
+        path = resolve_file(
+            name_or_folder,
+            PROCESSOR_FILE,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        settings = read_json(path)
+        try:
+            processor = cls.from_dict(settings)
+        except ValueError as error:
+            raise DataError(f"{path} cannot be used: {error}") from error
+        return processor._overridden(overrides)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes preprocessor_config.json into `folder`, which is made if need be."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        write_text(Path(folder) / PROCESSOR_FILE, text)
+
+
+def _checked_size(name: str, size: Any, allowed: Sequence[set[str]]) -> dict[str, int]:
+    if isinstance(size, Mapping):
+        edges = {key: edge for key, edge in size.items() if edge is not None}
+        if set(edges) in allowed and all(isinstance(e, int) and e > 0 for e in edges.values()):
+            return edges
+    keys = " or ".join(str(sorted(option)) for option in allowed)
+    raise ValueError(f"{name} must be a dict with the keys {keys} and integers > 0, not {size!r}.")
+
+
+def _per_channel(name: str, values: Any, default: Sequence[float]) -> list[float]:
+    values = default if values is None else values
+    values = [values] * 3 if isinstance(values, (int, float)) else values
+    numbers = isinstance(values, Sequence) and all(isinstance(v, (int, float)) for v in values)
+    if numbers and len(values) == 3:
+        return [float(value) for value in values]
+    raise ValueError(f"{name} must be a number or three numbers, not {values!r}.")
+
+
+def _modern(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the keys of old transformers versions replaced by today's."""
+    settings = dict(settings)
+    settings.pop("image_processor_type", None)
+    for old, new in (("reduce_labels", "do_reduce_labels"), ("size_divisibility", "size_divisor")):
+        value = settings.pop(old, None)
+        if settings.get(new) is None:
+            settings[new] = value
+    private, public = settings.pop("_max_size", None), settings.pop("max_size", None)
+    longest = private if public is None else public
+    size = settings.get("size")
+    if longest is not None:
+        size = 800 if size is None else size
+        size = {"shortest_edge": size} if isinstance(size, int) else size
+        if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
+            size = {**size, "longest_edge": longest}
+        settings["size"] = size
+    return settings

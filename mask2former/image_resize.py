@@ -1,0 +1,78 @@
+"""Sizes of images, and tensors resized and padded to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+Size = tuple[int, int]
+
+
+def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
+    """(3, H, W) resized with antialiasing as Pillow does, within 1/255; dtype kept on the CPU."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    if resample == Image.Resampling.NEAREST:
+        return resized_nearest(image, size)
+    if resample != Image.Resampling.BILINEAR:  # torch's bicubic overshoots otherwise, or is missing
+        planes = [
+            np.array(Image.fromarray(plane.numpy()).resize(size[::-1], resample))
+            for plane in image.cpu()
+        ]
+        return torch.from_numpy(np.stack(planes)).to(image.device)
+    if image.dtype == torch.uint8 and image.device.type != "cpu":
+        # only the CPU has a kernel for bytes; rounding keeps the values what they would be there
+        return resized_image(image.float(), size, resample).round()
+    return F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
+
+
+def resized_nearest(values: Tensor, size: Size) -> Tensor:
+    """(..., H, W) resized by picking pixels at centres, in integers: never mixes ids, any dtype."""
+    for dim, target in zip((-2, -1), size, strict=True):
+        index = torch.arange(target, device=values.device)
+        source = values.shape[dim]
+        values = values.index_select(dim, (2 * index + 1) * source // (2 * target))
+    return values
+
+
+def padded(values: Tensor, size: Size, fill: int = 0) -> Tensor:
+    """(..., H, W) grown at the bottom and right to `size`."""
+    height, width = values.shape[-2:]
+    return F.pad(values, (0, size[1] - width, 0, size[0] - height), value=fill)
+
+
+def shortest_edge_size(size: Size, shortest_edge: int, longest_edge: int | None = None) -> Size:
+    """(height, width) with the shortest edge of the given length, or if that would make the other
+    longer than `longest_edge`, with the longest of that length.
+
+    Source: `get_size_with_aspect_ratio` of transformers; detectron2's ResizeShortestEdge rounds
+    differently.
+    """
+    height, width = size
+    short, long = min(size), max(size)
+    exact: float = shortest_edge
+    if longest_edge is not None and long / short * shortest_edge > longest_edge:
+        exact = longest_edge * short / long
+    new_short = round(exact)
+    if new_short == short:
+        return size
+    if width < height:
+        return int(exact * height / width), new_short
+    return new_short, int(exact * width / height)
+
+
+def next_multiple(size: Size, divisor: int) -> Size:
+    """(height, width) rounded up to multiples of `divisor`; 0 changes nothing."""
+    if divisor == 0:
+        return size
+    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+
+
+def size_text(size: Sequence[int]) -> str:
+    """(height, width) for a message."""
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from mask2former.backbones import SwinBackbone
+from mask2former.backbones.swin import (
+    DropPath,
+    merge_windows,
+    partition_windows,
+    relative_position_index,
+    shift_mask,
+)
+from mask2former.configuration import SwinConfig
+
+SMALL = {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4}
+
+
+def test_windows_are_partitioned_row_by_row_and_merged_back():
+    x = torch.arange(2 * 4 * 6 * 3.0).view(2, 4, 6, 3)
+    windows = partition_windows(x, 2)
+    assert windows.shape == (12, 4, 3)
+    assert torch.equal(windows[1], x[0, :2, 2:4].reshape(4, 3))
+    assert torch.equal(merge_windows(windows, 2, 4, 6), x)
+
+
+def test_relative_positions_index_every_offset_once():
+    size = 3
+    index = relative_position_index(size)
+    offsets = {}
+    for a in range(size * size):
+        for b in range(size * size):
+            offset = (a // size - b // size, a % size - b % size)
+            assert offsets.setdefault(offset, int(index[a, b])) == int(index[a, b])
+    assert sorted(offsets.values()) == list(range((2 * size - 1) ** 2))
+
+
+def test_shift_mask_separates_what_the_roll_brought_together():
+    size, shift, extent = 4, 2, 8
+    mask = shift_mask(extent, extent, size, shift, torch.zeros(()))
+    # Two positions may see each other if they were in one window of the unshifted, unrolled map.
+    position = (torch.arange(extent) + shift) % extent
+    far = torch.stack(torch.meshgrid(position, position, indexing="ij"), -1)[None]
+    windows = partition_windows(far, size)
+    distance = (windows[:, :, None] - windows[:, None]).abs().amax(-1)
+    assert torch.equal(mask[:, 0] == 0, distance < size)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 50), (5, 7), (64, 36)])
+def test_any_image_size_gives_maps_of_the_right_strides(size):
+    features = SwinBackbone(SwinConfig(**SMALL)).eval()(torch.randn(1, 3, *size))
+    height, width = (-(-extent // 4) for extent in size)
+    for feature in features:
+        assert feature.shape[2:] == (height, width)
+        height, width = -(-height // 2), -(-width // 2)
+
+
+def test_absolute_position_embedding_is_resized_to_the_image():
+    backbone = SwinBackbone(SwinConfig(**SMALL, use_absolute_embeddings=True, image_size=32)).eval()
+    torch.nn.init.normal_(backbone.position)
+    assert backbone(torch.randn(1, 3, 32, 32))[0].shape[2:] == (8, 8)
+    assert backbone(torch.randn(1, 3, 48, 40))[0].shape[2:] == (12, 10)
+
+
+def test_drop_path_drops_whole_samples_while_training_and_keeps_the_mean():
+    torch.manual_seed(0)
+    drop, x = DropPath(0.25), torch.ones(4000, 2, 3)
+    y = drop.train()(x)
+    assert y.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert torch.equal(y, y[:, :1, :1].expand_as(y))
+    assert abs(float(y.mean()) - 1) < 0.05
+    assert torch.equal(drop.eval()(x), x)
+
+
+def test_swin_tiny_has_the_known_number_of_parameters():
+    # timm's swin_tiny without head has 27 519 354, with a final norm of 2 * 768; ours has a norm per
+    # stage (2 * 96 * 15) instead.
+    count = sum(p.numel() for p in SwinBackbone(SwinConfig()).parameters())
+    assert count == 27_519_354 - 2 * 768 + 2 * 96 * 15

@@ -1,0 +1,95 @@
+from unittest import mock
+
+import pytest
+import torch
+from huggingface_hub import errors
+
+from mask2former import DataError
+from mask2former.checkpoints.folder import (
+    read_json,
+    read_weights,
+    replacing,
+    resolve_file,
+    save_weights,
+    write_text,
+)
+
+
+def test_weights_round_trip(tmp_path):
+    weights = {"a": torch.randn(3, 4), "b": torch.arange(5)}
+    path, again = read_weights(save_weights(tmp_path / "new", weights).parent)
+    assert path.name == "model.safetensors"
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -7])
+def test_cut_off_weights_are_named(tmp_path, keep):
+    path = save_weights(tmp_path, {"a": torch.randn(100)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"model\.safetensors is not a whole safetensors file"):
+        read_weights(tmp_path)
+
+
+def test_missing_folder_is_named():
+    with pytest.raises(DataError, match="nowhere/at/all does not exist"):
+        resolve_file("./nowhere/at/all", "config.json")
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"has no config\.json"):
+        resolve_file(tmp_path, "config.json")
+
+
+def test_hub_name_is_downloaded_with_its_options(tmp_path):
+    with mock.patch("huggingface_hub.hf_hub_download", return_value=str(tmp_path / "f")) as download:
+        path = resolve_file("owner/model", "config.json", revision="v1", cache_dir=tmp_path, token="t")
+    assert path == tmp_path / "f"
+    assert download.call_args.args == ("owner/model", "config.json")
+    assert download.call_args.kwargs == {
+        "revision": "v1",
+        "cache_dir": tmp_path,
+        "token": "t",
+        "local_files_only": False,
+    }
+
+
+RESPONSE = mock.Mock(headers={}, status_code=404)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (errors.RepositoryNotFoundError("x", response=RESPONSE), "no model 'owner/model'"),
+        (errors.RevisionNotFoundError("x", response=RESPONSE), "no revision"),
+        (errors.LocalEntryNotFoundError("x"), "not in the local cache"),
+        (errors.EntryNotFoundError("x"), r"has no file config\.json"),
+        (OSError("disk full"), "disk full"),
+    ],
+)
+def test_hub_failures_are_one_sentence(error, message):
+    with (
+        mock.patch("huggingface_hub.hf_hub_download", side_effect=error),
+        pytest.raises(DataError, match=message),
+    ):
+        resolve_file("owner/model", "config.json")
+
+
+def test_an_uncached_hub_model_offline_is_one_sentence(tmp_path):
+    with pytest.raises(DataError, match="not in the local cache"):
+        resolve_file("owner/model", "config.json", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_json_must_be_an_object(tmp_path):
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(DataError, match="must hold a JSON object, but it holds a list"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError, match="midway"), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("midway")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]

@@ -1,0 +1,98 @@
+import json
+
+import pytest
+
+from mask2former import DataError, Mask2FormerConfig, ResNetConfig, SwinConfig
+
+
+def test_defaults_are_the_documented_ones():
+    config = Mask2FormerConfig()
+    assert (config.feature_size, config.mask_feature_size, config.hidden_dim) == (256, 256, 256)
+    assert (config.encoder_layers, config.decoder_layers, config.num_queries) == (6, 10, 100)
+    assert (config.encoder_feedforward_dim, config.dim_feedforward) == (1024, 2048)
+    assert (config.class_weight, config.mask_weight, config.dice_weight) == (2.0, 5.0, 5.0)
+    assert (config.no_object_weight, config.train_num_points) == (0.1, 12544)
+    assert config.backbone_config.model_type == "swin"
+    assert config.backbone_config.depths == [2, 2, 18, 2]
+    assert config.num_labels == 2
+
+
+def test_defaults_agree_with_transformers():
+    transformers = pytest.importorskip("transformers")
+    theirs, ours = transformers.Mask2FormerConfig().to_dict(), Mask2FormerConfig().to_dict()
+    shared = set(theirs) & set(ours) - {"architectures", "backbone_config", "id2label", "label2id"}
+    assert len(shared) > 25
+    assert {k: list(v) if isinstance(v, tuple) else v for k, v in theirs.items() if k in shared} == {
+        k: v for k, v in ours.items() if k in shared
+    }
+
+
+@pytest.mark.parametrize("backbone", [SwinConfig(embed_dim=48), ResNetConfig(layer_type="basic")])
+def test_round_trip_through_a_folder_keeps_everything(tmp_path, backbone):
+    config = Mask2FormerConfig(
+        backbone_config=backbone, id2label={0: "cat", 1: "sky", 2: "sea"}, num_queries=7
+    )
+    config.save_pretrained(tmp_path)
+    again = Mask2FormerConfig.from_pretrained(tmp_path)
+    assert again == config
+    assert again.label2id == {"cat": 0, "sky": 1, "sea": 2}
+
+
+def test_unknown_keys_survive_a_round_trip(tmp_path):
+    values = Mask2FormerConfig().to_dict() | {"some_future_key": [1, 2]}
+    values["backbone_config"]["another"] = "x"
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    Mask2FormerConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert written["some_future_key"] == [1, 2]
+    assert written["backbone_config"]["another"] == "x"
+
+
+def test_num_labels_makes_unnamed_labels():
+    assert Mask2FormerConfig(num_labels=3).id2label[2] == "LABEL_2"
+    with pytest.raises(ValueError, match="num_labels is 3 but id2label has 1"):
+        Mask2FormerConfig(num_labels=3, id2label={0: "a"})
+
+
+def test_id2label_must_have_no_gaps():
+    with pytest.raises(ValueError, match="without gaps"):
+        Mask2FormerConfig(id2label={1: "a"})
+
+
+def test_heads_must_divide_the_widths():
+    with pytest.raises(ValueError, match="multiples of num_attention_heads 8"):
+        Mask2FormerConfig(hidden_dim=100)
+
+
+def test_unknown_backbone_is_named_with_the_known_ones():
+    with pytest.raises(DataError, match=r"'vit'.*\['resnet', 'swin'\]"):
+        Mask2FormerConfig(backbone_config={"model_type": "vit"})
+
+
+def test_unknown_stage_is_named():
+    with pytest.raises(ValueError, match="stage9"):
+        SwinConfig(out_features=["stage9"])
+
+
+def test_folder_without_config_is_one_sentence(tmp_path):
+    with pytest.raises(DataError, match=r"has no config\.json"):
+        Mask2FormerConfig.from_pretrained(tmp_path)
+
+
+def test_broken_json_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match=r"config\.json is not valid JSON"):
+        Mask2FormerConfig.from_pretrained(tmp_path)
+
+
+def test_another_models_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(DataError, match="type 'bert'"):
+        Mask2FormerConfig.from_pretrained(tmp_path)
+
+
+def test_contradicting_config_file_is_a_data_error(tmp_path):
+    values = Mask2FormerConfig().to_dict() | {"hidden_dim": 100}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match="invalid configuration: hidden_dim 100"):
+        Mask2FormerConfig.from_pretrained(tmp_path)
