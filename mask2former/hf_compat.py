@@ -171,6 +171,12 @@ def _fused_segments(
     return segmentation, segments
 
 
+def resized_map(ids: Tensor, size: Size) -> Tensor:
+    """An id map (H, W) resized by nearest in float32, which rounds ids above 2**24 and, at a tie
+    between two pixels, may take the other one."""
+    return F.interpolate(ids[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
+
+
 def masks_and_labels(
     segmentation_map: Tensor,
     instance_id_to_semantic_id: Mapping[int, int] | None,

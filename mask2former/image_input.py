@@ -40,7 +40,8 @@ def image_tensor(image: Any, index: int, input_data_format: str | None = None) -
         ValueError: type, dtype or shape are not those of an image.
     """
     if isinstance(image, Image.Image):
-        image, input_data_format = _rgb_array(image, index), None
+        image = _rgb_array(image, index)
+        input_data_format = "channels_last" if image.ndim == 3 else "none"
     pixels = as_tensor(image, f"Image {index}")
     pixels = _channels_first(pixels, index, input_data_format)
     if pixels.numel() == 0:

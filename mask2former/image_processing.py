@@ -176,7 +176,8 @@ class Mask2FormerImageProcessor:
         if processor.do_resize:
             sizes = [processor.resized_size(tuple(image.shape[-2:])) for image in tensors]
             if maps is not None:
-                maps = [resized_nearest(ids, size) for ids, size in zip(maps, sizes, strict=True)]
+                resize_map = hf_compat.resized_map if processor.hf_compat else resized_nearest
+                maps = [resize_map(ids, size) for ids, size in zip(maps, sizes, strict=True)]
             tensors = [
                 resized_image(image, size, processor.resample)
                 for image, size in zip(tensors, sizes, strict=True)
