@@ -7,7 +7,6 @@ Prints panoptic quality and mean intersection over union on the scenes with the 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -63,6 +62,21 @@ def evaluate(
     return {"panoptic": panoptic.compute(), "semantic": semantic.compute()}
 
 
+def table(result: dict) -> str:
+    """What `evaluate` returns as text: a line per class, then the means."""
+    panoptic, semantic = result["panoptic"], result["semantic"]
+    lines = [f"{'class':<10}{'PQ':>8}{'SQ':>8}{'RQ':>8}{'IoU':>8}"]
+    for label, name in ID2LABEL.items():
+        figures = panoptic["per_class"][label]
+        cells = [figures["pq"], figures["sq"], figures["rq"], semantic["per_class"][label]]
+        lines.append(f"{name:<10}" + "".join(f"{cell:8.3f}" for cell in cells))
+    lines.append(
+        f"PQ {panoptic['pq']:.3f}  things {panoptic['pq_things']:.3f}  "
+        f"stuff {panoptic['pq_stuff']:.3f}  mIoU {semantic['miou']:.3f}"
+    )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -76,7 +90,7 @@ def main() -> None:
     model = Mask2FormerForUniversalSegmentation.from_pretrained(arguments.model)
     processor = Mask2FormerImageProcessor.from_pretrained(arguments.model)
     result = evaluate(model.to(arguments.device), processor, threshold=arguments.threshold)
-    print(json.dumps(result, indent=2))
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mask2former import Mask2FormerForUniversalSegmentation
+from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
+from mask2former.synthetic import render_scene
+from mask2former.training import synthetic
+from tests.reference import tiny_model
+
+
+def test_targets_are_one_mask_per_segment():
+    scene = render_scene(3, 64, 64)
+    masks, labels = synthetic.scene_targets(scene)
+    assert masks.dtype == torch.bool
+    assert torch.equal(masks.sum(0), torch.ones(64, 64, dtype=torch.long))
+    assert labels.tolist() == [segment["label_id"] for segment in scene.segments_info]
+    for mask, segment in zip(masks, scene.segments_info, strict=True):
+        assert np.array_equal(mask.numpy(), scene.segmentation == segment["id"])
+
+
+def test_batches_go_through_all_scenes_and_mirror_picture_and_masks_together():
+    scenes = [render_scene(seed, 64, 64) for seed in range(4)]
+    processor = synthetic.bundled_processor()
+    source = synthetic.batches(scenes, 2, processor, seed=0)
+    mirrored = []
+    seen = []
+    for batch in (next(source), next(source)):
+        assert batch["pixel_values"].shape == (2, 3, 64, 64)
+        for masks, labels in zip(batch["mask_labels"], batch["class_labels"], strict=True):
+            matches = {}
+            for index, scene in enumerate(scenes):
+                truth, classes = synthetic.scene_targets(scene)
+                for flip in (False, True):
+                    expected = truth.flip(-1) if flip else truth
+                    if torch.equal(classes, labels) and torch.equal(expected, masks):
+                        matches[index] = flip
+            ((index, flip),) = matches.items()
+            seen.append(index)
+            mirrored.append(flip)
+    assert sorted(seen) == [0, 1, 2, 3]
+    assert len(set(mirrored)) == 2
+
+
+def test_training_scenes_are_never_held_out():
+    with pytest.raises(ValueError, match="seeds from 1000000 are held out"):
+        synthetic.render_scenes(HELD_OUT_SEEDS.start + 1, workers=1)
+
+
+def test_weight_decay_spares_norms_biases_and_embeddings():
+    model = tiny_model("swin")
+    decayed, free = synthetic.parameter_groups(model)
+    assert decayed["weight_decay"] > free["weight_decay"] == 0
+    free_ids = {id(p) for p in free["params"]}
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.Embedding):
+            assert {id(p) for p in module.parameters()} <= free_ids
+    assert id(model.model.pixel_decoder.level_embed) in free_ids
+    assert id(model.class_predictor.weight) not in free_ids
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_training_saves_a_folder_that_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "bundled_config", lambda: tiny_model(num_labels=7).config)
+    scenes = [render_scene(seed, 64, 64) for seed in range(2)]
+    synthetic.train(scenes, tmp_path, steps=3, batch_size=2, rate=1e-3, device="cpu", seed=0)
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
+    assert model.config.num_labels == 7
+    assert (tmp_path / "preprocessor_config.json").is_file()
+
+
+def test_the_bundled_architecture_fits_six_megabytes_in_float16():
+    model = Mask2FormerForUniversalSegmentation(synthetic.bundled_config())
+    assert 2 * sum(p.numel() for p in model.parameters()) < 5.9e6
