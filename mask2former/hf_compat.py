@@ -157,7 +157,10 @@ def _fused_segments(
     for query, (score, label) in enumerate(zip(scores, labels, strict=True)):
         won = winner == query
         area, own_area = won.sum(), (probs[query] >= mask_threshold).sum()
-        if area == 0 or own_area == 0 or not area / own_area > overlap_mask_area_threshold:
+        if area == 0 or own_area == 0:
+            continue
+        # a float32 ratio against a float64 threshold, so equality is not what it seems
+        if not (area / own_area).item() > overlap_mask_area_threshold:
             continue
         # going back to an earlier id is why later segments repeat ids
         current = id_of_fused.get(label, current + 1)

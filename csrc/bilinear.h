@@ -1,0 +1,74 @@
+// The sampling arithmetic, for host and device code, without torch types.
+// mask2former_ops/reference/bilinear.py is its twin.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define MASK2FORMER_INLINE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+// Not merely a hint: only code inlined into a kernel is compiled for each of its instruction sets.
+#define MASK2FORMER_INLINE inline __attribute__((always_inline))
+#else
+#define MASK2FORMER_INLINE inline
+#endif
+
+namespace mask2former {
+
+// The columns or the rows of a map. A location in [0, 1] lies at location * scale + shift, pixel
+// centres being integers.
+struct Axis {
+  int32_t size;
+  double scale, shift;
+};
+
+MASK2FORMER_INLINE Axis make_axis(int32_t size, bool align_corners) {
+  return align_corners ? Axis{size, size - 1.0, 0.0} : Axis{size, 1.0 * size, -0.5};
+}
+
+// The square between four pixel centres that a point lies in, and where in it.
+template <typename Real>
+struct Cell {
+  bool near;  // false for a point that is not finite, or a whole pixel or more outside
+  int32_t left, top;
+  Real to_right, to_bottom;  // distances from the left column and the top row, in [0, 1)
+};
+
+// Free of branches, so that a loop over points can be vectorised. In double, because a float column
+// of 100.3 is only good to 4e-6 of a pixel.
+template <typename Real>
+MASK2FORMER_INLINE Cell<Real> locate(const Axis& columns, const Axis& rows, const Real* location) {
+  double x = location[0] * columns.scale + columns.shift;
+  double y = location[1] * rows.scale + rows.shift;
+  // NaN fails every comparison. Nothing out of range is ever converted to an integer.
+  const bool near = (x > -1) & (x < columns.size) & (y > -1) & (y < rows.size);
+  x = near ? x : 0;
+  y = near ? y : 0;
+  const double floor_x = std::floor(x), floor_y = std::floor(y);
+  return {near, static_cast<int32_t>(floor_x), static_cast<int32_t>(floor_y),
+          static_cast<Real>(x - floor_x), static_cast<Real>(y - floor_y)};
+}
+
+// Calls visit(position, weight, slope_x, slope_y) for the up to four pixels of the cell that exist:
+// position is row * width + column, the slopes are derivatives of the bilinear weight by x and y.
+template <typename Real, typename Visit>
+MASK2FORMER_INLINE void visit_corners(const Cell<Real>& cell, int32_t width, int32_t height,
+                                      Visit visit) {
+  if (!cell.near) return;
+  const Real to_left = 1 - cell.to_right, to_top = 1 - cell.to_bottom;
+  const bool has_left = cell.left >= 0, has_right = cell.left + 1 < width;
+  const int64_t position = int64_t{cell.top} * width + cell.left;
+  if (cell.top >= 0) {
+    if (has_left) visit(position, to_left * to_top, -to_top, -to_left);
+    if (has_right) visit(position + 1, cell.to_right * to_top, to_top, -cell.to_right);
+  }
+  if (cell.top + 1 < height) {
+    if (has_left) visit(position + width, to_left * cell.to_bottom, -cell.to_bottom, to_left);
+    if (has_right) {
+      visit(position + width + 1, cell.to_right * cell.to_bottom, cell.to_bottom, cell.to_right);
+    }
+  }
+}
+
+}  // namespace mask2former

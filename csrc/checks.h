@@ -1,0 +1,95 @@
+// Argument checks shared by the host wrappers; mask2former_ops/_checks.py says the same in Python.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace mask2former {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Python sees a RuntimeError, as from torch's own operators.
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double: return "float64";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    default: return "another dtype";
+  }
+}
+
+constexpr int64_t kAny = -1;  // stands for any size in an expected shape
+
+template <typename Sizes>
+std::string shape_text(const Sizes& sizes) {
+  std::ostringstream text;
+  text << "(";
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (i) text << ", ";
+    if (sizes[i] == kAny) {
+      text << "any";
+    } else {
+      text << sizes[i];
+    }
+  }
+  text << ")";
+  return text.str();
+}
+
+inline void check_shape(const char* op, const char* name, const Tensor& tensor, const char* layout,
+                        const std::vector<int64_t>& expected) {
+  const auto sizes = tensor.sizes();
+  if (sizes.size() != expected.size()) {
+    fail(op, ": ", name, " must have ", expected.size(), " dimensions ", layout, ", but has shape ",
+         shape_text(sizes));
+  }
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (expected[i] != kAny && sizes[i] != expected[i]) {
+      fail(op, ": ", name, " must have shape ", layout, " = ", shape_text(expected), ", but has ",
+           shape_text(sizes));
+    }
+  }
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
+                        std::initializer_list<ScalarType> allowed) {
+  std::string names, last;
+  for (const ScalarType dtype : allowed) {
+    if (tensor.scalar_type() == dtype) return;
+    if (last == dtype_name(dtype)) continue;
+    last = dtype_name(dtype);
+    names += (names.empty() ? "" : " or ") + last;
+  }
+  fail(op, ": ", name, " must be ", names, ", but is ", dtype_name(tensor.scalar_type()));
+}
+
+// The kernels read memory of the host.
+inline void check_on_cpu(const char* op, const char* name, const Tensor& tensor,
+                         const char* first) {
+  if (!tensor.is_cpu()) {
+    fail(op, ": ", name, " must be on cpu like ", first, ", but is on another device");
+  }
+}
+
+}  // namespace mask2former

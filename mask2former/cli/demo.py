@@ -1,0 +1,89 @@
+"""`mask2former demo`: render a scene, segment it, show picture, truth and prediction."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+from pathlib import Path
+
+from mask2former.cli.errors import UsageError
+from mask2former.errors import DataError
+
+DESCRIPTION = """\
+Render a scene of shapes that the bundled model has not seen, segment it, and write picture, truth
+and prediction side by side into one PNG, with the panoptic quality (PQ) that the model reached.
+"""
+EPILOG = """\
+examples:
+  mask2former demo                       a new scene each time
+  mask2former demo --seed 7 --out seven.png
+"""
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `demo` to the command line."""
+    parser = commands.add_parser(
+        "demo",
+        help="segment a freshly rendered scene with the bundled model",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--seed", type=int, help="which scene, from 0 (default: a new one, and it is printed)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("mask2former-demo.png"),
+        help="the picture to write (default: ./mask2former-demo.png)",
+    )
+    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment one scene, write the comparison, and print seed, PQ and where the picture is."""
+    from PIL import Image
+
+    from mask2former.cli.inference import choose_device, load_model, segment_image
+    from mask2former.synthetic import ID2LABEL, render_scene
+    from mask2former.visualization import draw_segments, save_png, side_by_side
+
+    seed = secrets.randbelow(2**32) if args.seed is None else args.seed
+    if seed < 0:
+        raise UsageError(f"--seed is {seed}, but seeds start at 0")
+    model, processor = load_model(None, choose_device(args.device))
+    scene = render_scene(seed)
+    image = Image.fromarray(scene.image)
+    found = segment_image(model, processor, image, "panoptic")
+    quality = _panoptic_quality(found, scene)
+
+    truth = [{**segment, "label": ID2LABEL[segment["label_id"]]} for segment in scene.segments_info]
+    comparison = side_by_side(
+        [
+            (f"scene {seed}", scene.image),
+            ("truth", draw_segments(scene.image, scene.segmentation, truth)),
+            (
+                f"prediction, PQ {quality:.2f}",
+                draw_segments(scene.image, found.ids, found.segments),
+            ),
+        ]
+    )
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        save_png(comparison, args.out)
+    except OSError as error:
+        raise DataError(
+            f"{args.out} cannot be written ({error.strerror}); give another file with --out."
+        ) from error
+    print(f"seed {seed}: PQ {quality:.3f}; picture, truth and prediction are in {args.out}")
+    return 0
+
+
+def _panoptic_quality(found, scene) -> float:
+    from mask2former.evaluation import PanopticQuality
+    from mask2former.synthetic import ID2LABEL, THING_LABEL_IDS
+
+    quality = PanopticQuality(len(ID2LABEL), THING_LABEL_IDS)
+    quality.update(found.ids, found.segments, scene.segmentation, scene.segments_info)
+    return quality.compute()["pq"]

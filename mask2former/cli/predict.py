@@ -1,0 +1,208 @@
+"""`mask2former predict`: images in; overlays, id maps and segment lists out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mask2former.cli.errors import UsageError
+from mask2former.errors import DataError
+
+TASKS = ("semantic", "instance", "panoptic")
+# What counts as an image in a folder; a file named on the command line may be called anything.
+IMAGE_SUFFIXES = ".avif .bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
+
+DESCRIPTION = """\
+Segment images. For every image NAME.jpg this writes into the output folder:
+
+  NAME.overlay.png   the image with coloured masks, contours, labels and scores
+  NAME.ids.png       the segment id of every pixel, id = R + 256 G + 65536 B as in COCO panoptic
+                     files; 0 is no segment
+  NAME.json          image, size, model, task, and for every segment its id, label, score, area
+                     in pixels and bounding box [x, y, width, height]
+"""
+EPILOG = """\
+examples:
+  mask2former predict photo.jpg
+  mask2former predict holiday/ --out segmented --task instance
+  mask2former predict photo.jpg --model facebook/mask2former-swin-tiny-coco-panoptic
+  mask2former predict a.png b.png --model my-model/ --device cpu --threshold 0.5
+"""
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `predict` to the command line."""
+    parser = commands.add_parser(
+        "predict",
+        help="segment images or folders of images",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="image file, or folder of images")
+    add("--model", help="model folder or Hugging Face name (default: the bundled small model)")
+    add("--task", choices=TASKS, help="default: the one in the model's name, else panoptic")
+    add("--out", type=Path, default=Path("mask2former-out"), help="default: ./mask2former-out")
+    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
+    thresholds = parser.add_argument_group("thresholds of instance and panoptic segmentation")
+    for name, default, meaning in (
+        ("--threshold", 0.8, "least class score of a segment"),
+        ("--mask-threshold", 0.5, "least mask probability of a pixel"),
+        ("--overlap-threshold", 0.8, "least share of its mask that a segment keeps"),
+    ):
+        text = f"{meaning}, 0 to 1 (default: {default})"
+        thresholds.add_argument(name, type=_fraction, default=default, metavar="X", help=text)
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment every image that can be read; 1 if any could not, else 0."""
+    from mask2former.cli.inference import choose_device, load_model
+
+    device = choose_device(args.device)
+    images, errors = _find_images(args.images)
+    _check_names(images, args.out)
+    for error in errors:
+        _report(error)
+    done = 0
+    if images:
+        _make_folder(args.out)
+        model, processor = load_model(args.model, device)
+        done = _predict_all(images, model, processor, args)
+    failed = len(images) - done + len(errors)
+    where = f"; the results are in {args.out}" if done else ""
+    print(f"{done} {'image' if done == 1 else 'images'} segmented, {failed} failed{where}")
+    return 1 if failed else 0
+
+
+def _find_images(paths: list[Path]) -> tuple[list[Path], list[DataError]]:
+    """The image files meant by the arguments, each once, and what is wrong with the others."""
+    images: dict[Path, Path] = {}
+    errors = []
+    for path in paths:
+        try:
+            images.update((image.resolve(), image) for image in _expand(path))
+        except DataError as error:
+            errors.append(error)
+    return list(images.values()), errors
+
+
+def _expand(path: Path) -> list[Path]:
+    if not path.exists():
+        raise DataError(f"{path} does not exist; check the path.")
+    if not path.is_dir():
+        return [path]
+    try:
+        images = [file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES]
+    except OSError as error:
+        raise DataError(f"The folder {path} cannot be read: {error.strerror}.") from error
+    if not images:
+        raise DataError(f"The folder {path} holds no images ({' '.join(IMAGE_SUFFIXES)}).")
+    return images
+
+
+def _check_names(images: list[Path], out: Path) -> None:
+    """Nothing may be written over the result of another image, nor over an input."""
+    owners: dict[str, Path] = {}
+    inputs = {image.resolve() for image in images}
+    for image in images:
+        # Some file systems do not tell cat.png from Cat.png.
+        other = owners.setdefault(image.stem.casefold(), image)
+        if other is not image:
+            raise UsageError(
+                f"{other} and {image} would have results of the same name, "
+                f"{_outputs(image, out)[0].name}; rename one, or use two runs and two --out folders"
+            )
+        for path in _outputs(image, out):
+            if path.resolve() in inputs:
+                raise UsageError(
+                    f"the result {path} would replace an input of that name; give another --out"
+                )
+
+
+def _outputs(image: Path, out: Path) -> tuple[Path, Path, Path]:
+    """Where the overlay, the id map and the JSON of an image go."""
+    stem = image.stem
+    return out / f"{stem}.overlay.png", out / f"{stem}.ids.png", out / f"{stem}.json"
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"The output folder {out} cannot be made ({error.strerror}); give another with --out."
+        ) from error
+
+
+def _predict_all(images: list[Path], model, processor, args: argparse.Namespace) -> int:
+    """Segment the images one by one and return how many were done."""
+    from tqdm import tqdm
+
+    done = 0
+    for image in tqdm(images, unit="image", disable=len(images) < 2):
+        try:
+            _predict_one(image, model, processor, args)
+            done += 1
+        except DataError as error:
+            _report(error)
+    return done
+
+
+def _predict_one(path: Path, model, processor, args: argparse.Namespace) -> None:
+    from mask2former.checkpoints.folder import write_text
+    from mask2former.cli.inference import read_image, segment_image
+    from mask2former.visualization import draw_segments, id_map_to_rgb, save_png
+
+    image = read_image(path)
+    task = args.task or _task_in_name(args.model)
+    result = segment_image(
+        model,
+        processor,
+        image,
+        task,
+        threshold=args.threshold,
+        mask_threshold=args.mask_threshold,
+        overlap_threshold=args.overlap_threshold,
+    )
+    about = {
+        "image": str(path),
+        "height": image.height,
+        "width": image.width,
+        "model": args.model or "bundled",
+        "task": task,
+        "segments": result.segments,
+    }
+    overlay, ids, segments = _outputs(path, args.out)
+    try:
+        save_png(draw_segments(image, result.ids, result.segments), overlay)
+        save_png(id_map_to_rgb(result.ids), ids)
+        write_text(segments, json.dumps(about, indent=2) + "\n")
+    except OSError as error:
+        raise DataError(
+            f"The results of {path} cannot be written to {args.out} ({error.strerror}); "
+            "make room and check permissions, or give another --out."
+        ) from error
+
+
+def _task_in_name(model: str | None) -> str:
+    """The task that published names end with, as in mask2former-swin-tiny-ade-semantic."""
+    name = Path(model or "").name
+    return next((task for task in TASKS if task in name), "panoptic")
+
+
+def _report(error: DataError) -> None:
+    """Print to stderr, above a progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(f"mask2former: {error}", file=sys.stderr)

@@ -1,0 +1,43 @@
+"""The build report: `python -m mask2former_ops` says what runs where, and why."""
+
+import importlib
+import platform
+
+import torch
+
+import mask2former_ops
+from mask2former_ops import _extension
+
+
+def report() -> str:
+    """Versions, the library and its build, and what each operator runs on each type of device."""
+    lines = [
+        f"mask2former_ops {mask2former_ops.__version__}",
+        f"python          {platform.python_version()} on {platform.machine()}",
+        f"torch           {torch.__version__}",
+    ]
+    if _extension.MISSING is None:
+        info = _extension.build_info()
+        library = importlib.import_module("mask2former_ops._C")
+        lines.append(f"library         {library.__file__}")
+        lines.append(f"backends        {', '.join(info.get('backends', ['unknown']))}")
+        lines.append(f"built           {built(info)}")
+    else:
+        lines.append(f"library         none: {_extension.MISSING}")
+    for op in ("ms_deform_attn", "point_sample"):
+        for device in ("cpu", "cuda"):
+            reason = _extension.why_no_kernel(op, device)
+            runs = f"PyTorch reference: {reason}" if reason else "compiled kernel"
+            lines.append(f"{op:15} {device:4}  {runs}")
+    return "\n".join(lines)
+
+
+def built(info: dict[str, str]) -> str:
+    """Compiler, machine and torch of the build."""
+    if not info:
+        return "by an unknown compiler: _build_info.json is missing"
+    return f"by {info['compiler']} for {info['machine']} against torch {info['torch']}"
+
+
+if __name__ == "__main__":
+    print(report())

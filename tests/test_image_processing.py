@@ -1,0 +1,379 @@
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mask2former.errors import DataError
+from mask2former.image_processing import Mask2FormerImageProcessor
+
+MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def id_map(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 4, (height, width))
+
+
+def channels_first(array):
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def unresized(**settings):
+    return Mask2FormerImageProcessor(do_resize=False, **settings)
+
+
+# ---- defaults -----------------------------------------------------------------------------------
+
+
+def test_arguments_have_the_documented_order_and_defaults():
+    processor = Mask2FormerImageProcessor()
+    names = list(inspect.signature(Mask2FormerImageProcessor).parameters)
+    assert names[:13] == [
+        "do_resize",
+        "size",
+        "size_divisor",
+        "resample",
+        "do_rescale",
+        "rescale_factor",
+        "do_normalize",
+        "image_mean",
+        "image_std",
+        "ignore_index",
+        "do_reduce_labels",
+        "num_labels",
+        "pad_size",
+    ]
+    assert processor.size == {"shortest_edge": 800, "longest_edge": 1333}
+    assert processor.size_divisor == 32
+    assert processor.resample == Image.Resampling.BILINEAR
+    assert processor.rescale_factor == 1 / 255
+    assert processor.image_mean == [0.485, 0.456, 0.406]
+    assert processor.image_std == [0.229, 0.224, 0.225]
+    assert processor.ignore_index is None
+    assert processor.do_reduce_labels is False
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_row_12_thresholds_default_to_the_documentation(task):
+    method = getattr(Mask2FormerImageProcessor, f"post_process_{task}_segmentation")
+    parameters = inspect.signature(method).parameters
+    assert parameters["threshold"].default == 0.5
+    assert parameters["mask_threshold"].default == 0.5
+    assert parameters["overlap_mask_area_threshold"].default == 0.8
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"width": 3}},
+        {"size": {"shortest_edge": 0}},
+        {"size": (800, 1333)},
+        {"pad_size": {"shortest_edge": 3}},
+        {"size_divisor": -1},
+        {"rescale_factor": 0},
+        {"image_mean": [0.5, 0.5]},
+        {"image_std": "imagenet"},
+        {"image_std": [0.2, 0, 0.2]},
+        {"resample": 17},
+    ],
+)
+def test_settings_out_of_range_are_named(settings):
+    with pytest.raises(ValueError, match=next(iter(settings)).replace("resample", "17")):
+        Mask2FormerImageProcessor(**settings)
+
+
+def test_an_unknown_argument_is_refused():
+    with pytest.raises(TypeError, match="do_resise"):
+        Mask2FormerImageProcessor(do_resise=False)
+    with pytest.raises(TypeError, match="do_resise"):
+        Mask2FormerImageProcessor()(picture(8, 8), do_resise=False)
+
+
+# ---- images -------------------------------------------------------------------------------------
+
+
+def test_pixels_are_rescaled_and_normalized():
+    image = picture(32, 64)
+    batch = unresized()(image, return_tensors="pt")
+    expected = (channels_first(image) / 255 - MEAN) / STD
+    assert batch.pixel_values.dtype == torch.float32
+    torch.testing.assert_close(batch.pixel_values[0], expected, rtol=0, atol=2e-6)
+
+
+def test_rescaling_and_normalizing_can_be_left_out():
+    image = picture(32, 32)
+    plain = channels_first(image).float()
+    bare = unresized()(image, return_tensors="pt", do_rescale=False, do_normalize=False)
+    assert torch.equal(bare.pixel_values[0], plain)
+    rescaled = unresized()(image, return_tensors="pt", do_normalize=False, rescale_factor=0.5)
+    assert torch.equal(rescaled.pixel_values[0], plain * 0.5)
+    normalized = unresized()(plain / 255, return_tensors="pt", do_rescale=False)
+    torch.testing.assert_close(normalized.pixel_values[0], (plain / 255 - MEAN) / STD)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (None, (800, 1066)),
+        ({"shortest_edge": 90, "longest_edge": 100}, (75, 100)),
+        ({"shortest_edge": 90}, (90, 120)),
+        (90, (90, 120)),
+        ({"height": 70, "width": 33}, (70, 33)),
+        ({"max_height": 60, "max_width": 60}, (45, 60)),
+    ],
+)
+def test_every_form_of_size(size, expected):
+    assert Mask2FormerImageProcessor(size=size).resized_size((480, 640)) == expected
+
+
+def test_a_very_thin_image_keeps_a_pixel():
+    processor = Mask2FormerImageProcessor(size={"shortest_edge": 32, "longest_edge": 64})
+    assert processor(np.zeros((1, 5000), np.uint8), return_tensors="pt").pixel_mask.sum() == 64
+
+
+@pytest.mark.parametrize("shape", [(45, 61), (64, 33)])
+def test_row_13_the_image_is_padded_to_the_divisor_and_not_stretched(shape):
+    image = picture(*shape)
+    processor = Mask2FormerImageProcessor(size=48)
+    height, width = processor.resized_size(shape)
+    batch = processor(image, return_tensors="pt")
+    assert batch.pixel_values.shape[2] % 32 == batch.pixel_values.shape[3] % 32 == 0
+    resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    difference = batch.pixel_values[0] * STD + MEAN
+    difference = difference[:, :height, :width] * 255 - channels_first(resized)
+    assert difference.abs().max() < 1.01
+    assert batch.pixel_values[0, :, height:].abs().sum() == 0
+    assert batch.pixel_values[0, :, :, width:].abs().sum() == 0
+
+
+def test_pixel_mask_is_one_on_the_image_and_zero_on_padding():
+    batch = unresized()([picture(33, 20), picture(16, 40)], return_tensors="pt")
+    assert batch.pixel_values.shape == (2, 3, 64, 64)
+    assert batch.pixel_mask.dtype == torch.int64
+    expected = torch.zeros(2, 64, 64, dtype=torch.int64)
+    expected[0, :33, :20] = 1
+    expected[1, :16, :40] = 1
+    assert torch.equal(batch.pixel_mask, expected)
+
+
+def test_an_image_gives_the_same_pixels_alone_and_in_a_batch():
+    images = [picture(33, 20, 1), picture(70, 90, 2)]
+    processor = Mask2FormerImageProcessor(size={"shortest_edge": 40, "longest_edge": 60})
+    together = processor(images, return_tensors="pt").pixel_values
+    for i, image in enumerate(images):
+        alone = processor(image, return_tensors="pt").pixel_values[0]
+        height, width = alone.shape[-2:]
+        assert torch.equal(together[i, :, :height, :width], alone)
+
+
+def test_pad_size_replaces_the_largest_size():
+    batch = unresized(pad_size={"height": 50, "width": 41})(picture(33, 20), return_tensors="pt")
+    assert batch.pixel_values.shape == (1, 3, 50, 41)
+    with pytest.raises(ValueError, match="Image 0 is 60 x 20 .* pad_size 50 x 41"):
+        unresized(pad_size={"height": 50, "width": 41})(picture(60, 20))
+
+
+def test_without_padding_images_keep_their_sizes():
+    images = [picture(33, 20), picture(16, 40)]
+    batch = unresized(do_pad=False)(images)
+    assert [image.shape for image in batch.pixel_values] == [(3, 33, 20), (3, 16, 40)]
+    assert all(mask.all() for mask in batch.pixel_mask)
+    with pytest.raises(ValueError, match="do_pad=True"):
+        unresized(do_pad=False)(images, return_tensors="pt")
+
+
+def test_return_tensors():
+    images = [picture(8, 8), picture(9, 9)]
+    maps = [id_map(8, 8), id_map(9, 9)]
+    lists = unresized()(images, maps)
+    assert isinstance(lists.pixel_values, list)
+    assert isinstance(lists.pixel_values[0], torch.Tensor)
+    arrays = unresized()(images, maps, return_tensors="np")
+    assert isinstance(arrays.pixel_values, np.ndarray)
+    assert isinstance(arrays.mask_labels[1], np.ndarray)
+    with pytest.raises(ValueError, match="return_tensors"):
+        unresized()(images, return_tensors="tf")
+
+
+def test_overrides_hold_for_one_call_and_none_means_unchanged():
+    processor = unresized(size_divisor=8)
+    overridden = processor(picture(9, 9), size_divisor=5, ignore_index=None, return_tensors="pt")
+    assert overridden.pixel_values.shape[-2:] == (10, 10)
+    assert processor.size_divisor == 8
+
+
+def test_only_channels_first_comes_out():
+    with pytest.raises(ValueError, match="data_format"):
+        unresized()(picture(8, 8), data_format="channels_last")
+
+
+# ---- annotations --------------------------------------------------------------------------------
+
+
+def test_maps_are_resized_by_nearest_padded_and_split_by_label():
+    image, ids = picture(20, 30), id_map(20, 30)
+    processor = Mask2FormerImageProcessor(size={"height": 48, "width": 44})
+    batch = processor(image, ids, return_tensors="pt")
+    pillow = Image.fromarray(ids.astype(np.uint8)).resize((44, 48), Image.Resampling.NEAREST)
+    masks, labels = batch.mask_labels[0], batch.class_labels[0]
+    assert masks.shape == (4, *batch.pixel_values.shape[-2:])
+    assert masks.dtype == torch.bool
+    assert labels.tolist() == [0, 1, 2, 3]
+    for mask, label in zip(masks, labels.tolist(), strict=True):
+        assert np.array_equal(mask[:48, :44].numpy(), np.array(pillow) == label)
+
+
+@pytest.mark.parametrize("ignore_index", [None, 255])
+def test_row_3_masks_are_empty_in_the_padding(ignore_index):
+    batch = unresized(ignore_index=ignore_index)(picture(20, 30), id_map(20, 30))
+    assert not batch.mask_labels[0][:, 20:].any()
+    assert not batch.mask_labels[0][:, :, 30:].any()
+    assert set(batch.mask_labels[0].unique().tolist()) == {False, True}
+
+
+def test_row_14_a_reduced_instance_is_not_lost():
+    ids = np.full((8, 8), 256)
+    ids[:4] = 1
+    processor = unresized(do_reduce_labels=True, ignore_index=255)
+    batch = processor(picture(8, 8), ids, instance_id_to_semantic_id={1: 3, 256: 7})
+    assert batch.class_labels[0].tolist() == [2, 6]
+    assert batch.mask_labels[0].sum((1, 2)).tolist() == [32, 32]
+
+
+def test_one_mapping_for_all_or_one_per_image():
+    images, ids = [picture(8, 8)] * 2, [np.full((8, 8), 5)] * 2
+    processor = unresized()
+    shared = processor(images, ids, instance_id_to_semantic_id={5: 1})
+    assert [labels.tolist() for labels in shared.class_labels] == [[1], [1]]
+    own = processor(images, ids, instance_id_to_semantic_id=[{5: 1}, {5: 2}])
+    assert [labels.tolist() for labels in own.class_labels] == [[1], [2]]
+    with pytest.raises(ValueError, match="3 mappings for 2 images"):
+        processor(images, ids, instance_id_to_semantic_id=[{5: 1}] * 3)
+    with pytest.raises(ValueError, match="Segmentation map 1 has instance 5"):
+        processor(images, ids, instance_id_to_semantic_id=[{5: 1}, {6: 2}])
+
+
+def test_encode_inputs_pads_and_makes_masks_but_leaves_pixels_alone():
+    pixels = [torch.rand(3, 20, 30), torch.rand(3, 33, 10)]
+    maps = [id_map(20, 30), id_map(33, 10)]
+    processor = Mask2FormerImageProcessor()
+    batch = processor.encode_inputs(pixels, maps, ignore_index=0, return_tensors="pt")
+    assert torch.equal(batch.pixel_values[0, :, :20, :30], pixels[0])
+    assert batch.pixel_values.shape == (2, 3, 64, 32)
+    assert batch.pixel_mask.sum((1, 2)).tolist() == [600, 330]
+    assert [labels.tolist() for labels in batch.class_labels] == [[1, 2, 3]] * 2
+    reduced = processor.encode_inputs(
+        pixels, maps, do_reduce_labels=True, pad_size={"height": 40, "width": 40}
+    )
+    assert reduced.class_labels[0].tolist() == [0, 1, 2]
+    assert reduced.pixel_values[0].shape == (3, 40, 40)
+
+
+# ---- the file -----------------------------------------------------------------------------------
+
+
+def test_a_saved_processor_is_read_back_equal(tmp_path):
+    processor = Mask2FormerImageProcessor(
+        size={"height": 64, "width": 96},
+        resample=Image.Resampling.BICUBIC,
+        ignore_index=255,
+        do_reduce_labels=True,
+        pad_size={"height": 128, "width": 128},
+        thing_label_ids={4, 2},
+    )
+    processor.save_pretrained(tmp_path / "new" / "folder")
+    assert Mask2FormerImageProcessor.from_pretrained(tmp_path / "new" / "folder") == processor
+    settings = json.loads((tmp_path / "new" / "folder" / "preprocessor_config.json").read_text())
+    assert settings["image_processor_type"] == "Mask2FormerImageProcessor"
+    assert settings["thing_label_ids"] == [2, 4]
+
+
+def write(folder, settings):
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_unknown_keys_are_kept_and_written_back(tmp_path):
+    write(tmp_path, {"image_processor_type": "MaskFormerImageProcessor", "crop_size": None, "x": 1})
+    processor = Mask2FormerImageProcessor.from_pretrained(tmp_path, do_resize=False)
+    assert processor.do_resize is False
+    processor.save_pretrained(tmp_path / "again")
+    settings = json.loads((tmp_path / "again" / "preprocessor_config.json").read_text())
+    assert (settings["x"], settings["crop_size"]) == (1, None)
+    assert settings["image_processor_type"] == "Mask2FormerImageProcessor"
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "value"),
+    [
+        ({"size": 480, "max_size": 640}, "size", {"shortest_edge": 480, "longest_edge": 640}),
+        ({"size": 480, "_max_size": 640}, "size", {"shortest_edge": 480, "longest_edge": 640}),
+        ({"size": 480}, "size", {"shortest_edge": 480}),
+        ({"max_size": 1000}, "size", {"shortest_edge": 800, "longest_edge": 1000}),
+        (
+            {"size": {"height": 384, "width": 384}, "_max_size": 1333},
+            "size",
+            {"height": 384, "width": 384},
+        ),
+        ({"reduce_labels": True}, "do_reduce_labels", True),
+        ({"reduce_labels": True, "do_reduce_labels": False}, "do_reduce_labels", False),
+        ({"size_divisibility": 0}, "size_divisor", 0),
+        ({"image_mean": None}, "image_mean", [0.485, 0.456, 0.406]),
+    ],
+)
+def test_keys_of_old_files_mean_what_they_meant(old, name, value):
+    processor = Mask2FormerImageProcessor.from_dict(old)
+    assert getattr(processor, name) == value
+    assert not set(old) & {"max_size", "reduce_labels"} & set(processor.to_dict())
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"preprocessor_config\.json"):
+        Mask2FormerImageProcessor.from_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"size": ')
+    with pytest.raises(DataError, match=str(tmp_path)):
+        Mask2FormerImageProcessor.from_pretrained(tmp_path)
+    write(tmp_path, {"size": "large"})
+    with pytest.raises(DataError, match=rf"{tmp_path}.*size must be"):
+        Mask2FormerImageProcessor.from_pretrained(tmp_path)
+
+
+def test_an_argument_out_of_range_is_not_blamed_on_the_file(tmp_path):
+    write(tmp_path, {})
+    with pytest.raises(ValueError, match="^size_divisor"):
+        Mask2FormerImageProcessor.from_pretrained(tmp_path, size_divisor=-1)
+
+
+def test_files_travel_between_transformers_and_here(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torchvision")
+    theirs = transformers.Mask2FormerImageProcessor(size=480, max_size=640, ignore_index=255)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = Mask2FormerImageProcessor.from_pretrained(tmp_path / "theirs")
+    assert ours == Mask2FormerImageProcessor(
+        size={"shortest_edge": 480, "longest_edge": 640}, ignore_index=255
+    )
+    ours.save_pretrained(tmp_path / "ours")
+    again = transformers.Mask2FormerImageProcessor.from_pretrained(tmp_path / "ours")
+    assert dict(again.size) == dict(theirs.size)
+    assert (again.ignore_index, again.resample) == (255, theirs.resample)
+
+
+def test_pixels_are_those_of_transformers_where_nothing_is_padded():
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torchvision")
+    settings = {"size": {"height": 64, "width": 96}}
+    image, ids = picture(50, 70), id_map(50, 70)
+    theirs = transformers.Mask2FormerImageProcessor(**settings)(image, ids, return_tensors="pt")
+    ours = Mask2FormerImageProcessor(**settings)(image, ids, return_tensors="pt")
+    assert torch.equal(ours.pixel_values, theirs["pixel_values"])
+    assert torch.equal(ours.pixel_mask, theirs["pixel_mask"])
+    assert torch.equal(ours.mask_labels[0].float(), theirs["mask_labels"][0])
+    assert torch.equal(ours.class_labels[0], theirs["class_labels"][0])
