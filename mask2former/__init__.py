@@ -5,10 +5,11 @@ from pathlib import Path
 
 from mask2former.configuration import Mask2FormerConfig, ResNetConfig, SwinConfig
 from mask2former.errors import DataError
+from mask2former.image_processing import Mask2FormerImageProcessor
 from mask2former.modeling import Mask2FormerForUniversalSegmentation, Mask2FormerModel
 from mask2former.outputs import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
 
-__version__ = "0.1.0"
+from mask2former_ops import __version__
 
 # A small model trained on rendered scenes (mask2former.synthetic), shipped with the package.
 BUNDLED_MODEL = Path(str(files("mask2former"))) / "bundled"
@@ -19,6 +20,7 @@ __all__ = [
     "Mask2FormerConfig",
     "Mask2FormerForUniversalSegmentation",
     "Mask2FormerForUniversalSegmentationOutput",
+    "Mask2FormerImageProcessor",
     "Mask2FormerModel",
     "Mask2FormerModelOutput",
     "ResNetConfig",
