@@ -35,12 +35,12 @@ wheel: $(VENV)/torch
 	$(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info mask2former_ops/*.so
+	rm -rf $(VENV) build dist *.egg-info mask2former_ops/*.so mask2former_ops/_build_info.json
 
 # Files of the environment that say what is in it. The package is installed editable, so that only
 # a change of the kernels or of the build files calls for a new build.
 
-$(VENV)/bin/python:
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("%s is Python %d.%d, but 3.10 or newer is needed: make PYTHON=python3.12" % (sys.executable, *sys.version_info[:2]) if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
@@ -49,7 +49,7 @@ CHOICES := $(strip $(TORCH) $(MASK2FORMER_BUILD))
 ifneq ($(CHOICES),$(shell cat $(VENV)/torch 2>/dev/null))
 .PHONY: $(VENV)/torch
 endif
-$(VENV)/torch: | $(VENV)/bin/python
+$(VENV)/torch: | $(BIN)/pip
 	$(BIN)/pip install "$(TORCH)" setuptools wheel ninja
 	@echo "$(CHOICES)" > $@
 
@@ -62,6 +62,6 @@ $(VENV)/installed-for-test: $(VENV)/torch $(KERNELS) setup.py pyproject.toml
 	$(BIN)/pip install --no-build-isolation --editable ".[test]"
 	@touch $(VENV)/installed $@
 
-$(VENV)/linters: Makefile | $(VENV)/bin/python
+$(VENV)/linters: Makefile | $(BIN)/pip
 	$(BIN)/pip install $(LINTERS)
 	@touch $@

@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <initializer_list>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -39,7 +40,7 @@ inline const char* dtype_name(ScalarType dtype) {
   }
 }
 
-constexpr int64_t kAny = -1;  // stands for any size in an expected shape
+constexpr int64_t kAny = std::numeric_limits<int64_t>::min();  // any size in an expected shape
 
 template <typename Sizes>
 std::string shape_text(const Sizes& sizes) {

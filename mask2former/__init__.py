@@ -8,7 +8,6 @@ from mask2former.errors import DataError
 from mask2former.image_processing import Mask2FormerImageProcessor
 from mask2former.modeling import Mask2FormerForUniversalSegmentation, Mask2FormerModel
 from mask2former.outputs import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
-
 from mask2former_ops import __version__
 
 # A small model trained on rendered scenes (mask2former.synthetic), shipped with the package.
@@ -25,4 +24,5 @@ __all__ = [
     "Mask2FormerModelOutput",
     "ResNetConfig",
     "SwinConfig",
+    "__version__",
 ]

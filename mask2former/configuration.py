@@ -22,7 +22,7 @@ class _Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]):
-        """Build from a plain dict. Keys that are no field go to `extra` and survive a round trip."""
+        """Build from a plain dict; keys that are no field go to `extra` and are kept."""
         names = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         known = {key: value for key, value in values.items() if key in names}
         unknown = {key: value for key, value in values.items() if key not in names}

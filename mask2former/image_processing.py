@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +174,8 @@ class Mask2FormerImageProcessor:
             for i, image in enumerate(image_list(images, 3))
         ]
         maps = map_tensors(segmentation_maps, tensors)
+        if processor.do_rescale:
+            _warn_of_rescaled(tensors)
         if processor.do_resize:
             sizes = [processor.resized_size(tuple(image.shape[-2:])) for image in tensors]
             if maps is not None:
@@ -446,6 +449,16 @@ class Mask2FormerImageProcessor:
         Path(folder).mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         write_text(Path(folder) / PROCESSOR_FILE, text)
+
+
+def _warn_of_rescaled(images: list[Tensor]) -> None:
+    for i, image in enumerate(images):
+        if image.is_floating_point() and 0 < image.max() <= 1:
+            warnings.warn(
+                f"Image {i} has values in 0 to 1, which rescale_factor makes smaller still; set "
+                "do_rescale=False.",
+                stacklevel=3,
+            )
 
 
 def _checked_size(name: str, size: Any, allowed: Sequence[set[str]]) -> dict[str, int]:

@@ -51,7 +51,12 @@ def segmentation_losses(
         for layer in [last, *range(last)]:
             suffix = "" if layer == last else f"_{layer}"
             bce, dice = mask_losses(
-                mask_embeddings[layer], mask_features, mask_labels, matches[layer], num_masks, config
+                mask_embeddings[layer],
+                mask_features,
+                mask_labels,
+                matches[layer],
+                num_masks,
+                config,
             )
             losses[f"loss_mask{suffix}"] = config.mask_weight * bce
             losses[f"loss_dice{suffix}"] = config.dice_weight * dice
@@ -105,11 +110,11 @@ def mask_losses(
             config.oversample_ratio,
             config.importance_sample_ratio,
         )
-        counts = [len(targets) for _, targets in matches]
+        per_image = points.split([len(targets) for _, targets in matches])
         labels = torch.cat(
             [
-                sample_masks(mask_labels[i][targets.to(device), None], part)[:, 0]
-                for i, ((_, targets), part) in enumerate(zip(matches, points.split(counts), strict=True))
+                sample_masks(masks[targets.to(device), None], part)[:, 0]
+                for masks, (_, targets), part in zip(mask_labels, matches, per_image, strict=True)
             ]
         )
     sampled = point_sample(logits, points)[:, 0]
@@ -178,8 +183,11 @@ def _check_labels(
                 f"mask_labels[{i}] has shape {tuple(masks.shape)} and class_labels[{i}] "
                 f"{tuple(labels.shape)}; expected (T, height, width) and (T,)."
             )
-        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < num_labels):
+        if len(labels) == 0:
+            continue
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0 or highest >= num_labels:
             raise ValueError(
-                f"class_labels[{i}] has labels from {int(labels.min())} to {int(labels.max())}, but "
-                f"the model knows 0 to {num_labels - 1}."
+                f"class_labels[{i}] has labels from {lowest} to {highest}, but the model knows 0 "
+                f"to {num_labels - 1}."
             )

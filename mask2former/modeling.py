@@ -44,7 +44,7 @@ class Mask2FormerModel(nn.Module):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> Mask2FormerModelOutput | tuple:
-        """Args as `Mask2FormerForUniversalSegmentation.forward`; the output class lists the fields."""
+        """Arguments are those of `Mask2FormerForUniversalSegmentation.forward`."""
         hidden, attend, as_dict = _flags(
             self.config, output_hidden_states, output_attentions, return_dict
         )

@@ -75,14 +75,14 @@ class Mask2FormerModelOutput(ModelOutput):
 
 @dataclass
 class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
-    """Output of `Mask2FormerForUniversalSegmentation`; the image processor's post-processing takes it.
+    """Output of `Mask2FormerForUniversalSegmentation`, which post-processing takes.
 
     Attributes:
         loss: scalar, the weighted sum of all losses; when labels were given.
         class_queries_logits: (N, Q, num_labels + 1), the last class is "no object".
         masks_queries_logits: (N, Q, H/4, W/4).
-        auxiliary_logits: one dict with `class_queries_logits` and `masks_queries_logits` per earlier
-            prediction; when asked for.
+        auxiliary_logits: a dict with `class_queries_logits` and `masks_queries_logits` for each
+            earlier prediction; when asked for.
         encoder_last_hidden_state ... attentions: as in `Mask2FormerModelOutput`.
         image_sizes: per image (height, width) of the real image and of the padded input, in pixels:
             (valid_height, valid_width, padded_height, padded_width). By name only.

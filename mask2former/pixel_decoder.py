@@ -146,9 +146,7 @@ class PixelDecoder(nn.Module):
         finest = levels[-1]
         for index in reversed(range(self.num_fpn_levels)):
             lateral = self.lateral_convs[index](features[index])
-            finest = F.interpolate(
-                finest, lateral.shape[-2:], mode="bilinear", align_corners=False
-            )
+            finest = F.interpolate(finest, lateral.shape[-2:], mode="bilinear", align_corners=False)
             finest = F.relu(self.output_convs[index](lateral + finest))
         return PixelDecoderOutput(levels, valid, self.mask_projection(finest))
 

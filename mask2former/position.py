@@ -11,7 +11,7 @@ from torch import Tensor
 def sine_position_embedding(
     valid: Tensor, channels: int, dtype: torch.dtype, temperature: float = 10000.0
 ) -> Tensor:
-    """Two-dimensional sine embedding (Carion et al. 2020, "DETR", appendix A.4), normalised to 2 pi.
+    """Two-dimensional sine embedding, normalised to 2 pi (Carion et al. 2020, appendix A.4).
 
     Args:
         valid: bool (N, H, W), True where the position belongs to the image; padding is not counted,

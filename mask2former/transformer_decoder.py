@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -144,14 +145,12 @@ class TransformerDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         widths = [dim, dim, dim, config.mask_feature_size]
-        self.mask_embedder = nn.ModuleList(
-            [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-        )
+        self.mask_embedder = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
         self._initialise(config.init_xavier_std)
 
     def _initialise(self, gain: float) -> None:
-        # Embeddings keep their standard normal and the mask head nn.Linear's default, as the paper's
-        # code does.
+        # Embeddings keep their standard normal, and the mask head nn.Linear's default, as in the
+        # paper's code.
         for parameter in self.layers.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter, gain=gain)

@@ -22,9 +22,9 @@ def test_defaults_agree_with_transformers():
     theirs, ours = transformers.Mask2FormerConfig().to_dict(), Mask2FormerConfig().to_dict()
     shared = set(theirs) & set(ours) - {"architectures", "backbone_config", "id2label", "label2id"}
     assert len(shared) > 25
-    assert {k: list(v) if isinstance(v, tuple) else v for k, v in theirs.items() if k in shared} == {
-        k: v for k, v in ours.items() if k in shared
-    }
+    assert {
+        k: list(v) if isinstance(v, tuple) else v for k, v in theirs.items() if k in shared
+    } == {k: v for k, v in ours.items() if k in shared}
 
 
 @pytest.mark.parametrize("backbone", [SwinConfig(embed_dim=48), ResNetConfig(layer_type="basic")])

@@ -12,7 +12,7 @@ from mask2former.image_processing import Mask2FormerImageProcessor
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torchvision")
 
-SEEDS = [0, 1, 2, 3, 103]  # 103: a ratio of areas equal to the threshold
+SEEDS = [0, 3, 103]  # 103: a ratio of areas equal to the threshold
 TARGETS = [(57, 40), (33, 91)]
 
 

@@ -118,6 +118,11 @@ def test_rescaling_and_normalizing_can_be_left_out():
     torch.testing.assert_close(normalized.pixel_values[0], (plain / 255 - MEAN) / STD)
 
 
+def test_rescaling_values_of_0_to_1_is_warned_of():
+    with pytest.warns(UserWarning, match="Image 0 has values in 0 to 1.*do_rescale=False"):
+        unresized()(np.full((8, 8, 3), 0.5))
+
+
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
@@ -176,7 +181,7 @@ def test_an_image_gives_the_same_pixels_alone_and_in_a_batch():
 def test_pad_size_replaces_the_largest_size():
     batch = unresized(pad_size={"height": 50, "width": 41})(picture(33, 20), return_tensors="pt")
     assert batch.pixel_values.shape == (1, 3, 50, 41)
-    with pytest.raises(ValueError, match="Image 0 is 60 x 20 .* pad_size 50 x 41"):
+    with pytest.raises(ValueError, match=r"Image 0 is 60 x 20 .* pad_size 50 x 41"):
         unresized(pad_size={"height": 50, "width": 41})(picture(60, 20))
 
 
@@ -347,7 +352,7 @@ def test_bad_files_are_named(tmp_path):
 
 def test_an_argument_out_of_range_is_not_blamed_on_the_file(tmp_path):
     write(tmp_path, {})
-    with pytest.raises(ValueError, match="^size_divisor"):
+    with pytest.raises(ValueError, match=r"^size_divisor"):
         Mask2FormerImageProcessor.from_pretrained(tmp_path, size_divisor=-1)
 
 

@@ -100,7 +100,11 @@ def test_uncertain_points_are_drawn_for_each_mask_by_itself():
     ("masks", "classes", "message"),
     [
         ([torch.zeros(1, 8, 8)], [torch.zeros(1).long()], "entries for 2 images"),
-        ([torch.zeros(8, 8)] * 2, [torch.zeros(1).long()] * 2, r"mask_labels\[0\] has shape \(8, 8\)"),
+        (
+            [torch.zeros(8, 8)] * 2,
+            [torch.zeros(1).long()] * 2,
+            r"mask_labels\[0\] has shape \(8, 8\)",
+        ),
         ([torch.zeros(1, 8, 8)] * 2, [torch.zeros(2).long()] * 2, r"class_labels\[0\] \(2,\)"),
         ([torch.zeros(1, 8, 8)] * 2, [torch.tensor([3])] * 2, "labels from 3 to 3, but"),
     ],

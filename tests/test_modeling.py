@@ -99,7 +99,10 @@ def test_a_few_steps_overfit_one_image():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"pixel_values": torch.zeros(3, 64, 64)}, r"pixel_values must be \(batch, 3, height, width\)"),
+        (
+            {"pixel_values": torch.zeros(3, 64, 64)},
+            r"pixel_values must be \(batch, 3, height, width\)",
+        ),
         ({"pixel_values": torch.zeros(1, 1, 64, 64)}, r"has shape \(1, 1, 64, 64\)"),
         (
             {"pixel_values": torch.zeros(1, 3, 64, 64), "pixel_mask": torch.zeros(1, 32, 64)},

@@ -123,7 +123,9 @@ def test_loss_and_gradients_agree_on_the_same_points(models, pixels):
         ),
         (
             ours.model.pixel_decoder.layers[0].self_attn.sampling_offsets.weight,
-            theirs.model.pixel_level_module.decoder.encoder.layers[0].self_attn.sampling_offsets.weight,
+            theirs.model.pixel_level_module.decoder.encoder.layers[
+                0
+            ].self_attn.sampling_offsets.weight,
         ),
     ]
     for a, b in pairs:

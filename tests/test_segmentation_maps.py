@@ -39,7 +39,7 @@ def test_arrays_and_tensors_are_maps_with_or_without_a_channel(shape, dtype):
 
 
 def test_colours_are_no_ids():
-    with pytest.raises(DataError, match="Segmentation map 4 .*mode RGB"):
+    with pytest.raises(DataError, match=r"Segmentation map 4 .*mode RGB"):
         map_tensor(Image.new("RGB", (3, 2)), 4)
     with pytest.raises(ValueError, match=r"Segmentation map 4 .*\(2, 5, 3\)"):
         map_tensor(np.zeros((2, 5, 3), dtype=np.uint8), 4)

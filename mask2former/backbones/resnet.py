@@ -67,7 +67,8 @@ class ResNetBackbone(nn.Module):
         self.stages = nn.ModuleList()
         self.channels = []
         in_channels = config.embedding_size
-        for index, (width, depth) in enumerate(zip(config.hidden_sizes, config.depths, strict=True)):
+        stages = zip(config.hidden_sizes, config.depths, strict=True)
+        for index, (width, depth) in enumerate(stages):
             stride = 2 if index > 0 or config.downsample_in_first_stage else 1
             blocks = [ResidualBlock(config, in_channels, width, stride)]
             blocks += [ResidualBlock(config, width, width, 1) for _ in range(depth - 1)]

@@ -106,7 +106,8 @@ def _download(
         raise DataError(f"The hub model {name!r} has no file {filename}.") from error
     except (HfHubHTTPError, OSError) as error:
         raise DataError(
-            f"Downloading {filename} of {name!r} failed ({error}); try again or give a local folder."
+            f"Downloading {filename} of {name!r} failed ({error}); try again or give a local "
+            "folder."
         ) from error
     return Path(path)
 
@@ -167,5 +168,8 @@ def save_weights(folder: str | Path, weights: dict[str, torch.Tensor]) -> Path:
     path = Path(folder) / WEIGHTS_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(weights, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)  # save_file lets nobody but the owner read its files
     return path

@@ -13,6 +13,10 @@ from mask2former.errors import DataError
 
 PIXEL = "model.pixel_level_module.decoder."
 DECODER = "model.transformer_module.decoder."
+OUR_ENCODER = "model.pixel_decoder.layers.*."
+THEIR_ENCODER = PIXEL + "encoder.layers.*."
+OUR_DECODER = "model.transformer_decoder.layers.*."
+THEIR_DECODER = DECODER + "layers.*."
 BACKBONE = "model.pixel_level_module.encoder."
 SWIN_BLOCK = BACKBONE + "encoder.layers.*.blocks.*."
 RESNET_BLOCK = BACKBONE + "encoder.stages.*.layers.*."
@@ -51,11 +55,11 @@ RESNET_RULES: list[Rule] = [
 HEAD_RULES: list[Rule] = [
     ("model.pixel_decoder.input_projections.*.*.*", PIXEL + "input_projections.*.*.*"),
     ("model.pixel_decoder.level_embed", PIXEL + "level_embed"),
-    ("model.pixel_decoder.layers.*.self_attn.*.*", PIXEL + "encoder.layers.*.self_attn.*.*"),
-    ("model.pixel_decoder.layers.*.self_attn_norm.*", PIXEL + "encoder.layers.*.self_attn_layer_norm.*"),
-    ("model.pixel_decoder.layers.*.fc1.*", PIXEL + "encoder.layers.*.fc1.*"),
-    ("model.pixel_decoder.layers.*.fc2.*", PIXEL + "encoder.layers.*.fc2.*"),
-    ("model.pixel_decoder.layers.*.final_norm.*", PIXEL + "encoder.layers.*.final_layer_norm.*"),
+    (OUR_ENCODER + "self_attn.*.*", THEIR_ENCODER + "self_attn.*.*"),
+    (OUR_ENCODER + "self_attn_norm.*", THEIR_ENCODER + "self_attn_layer_norm.*"),
+    (OUR_ENCODER + "fc1.*", THEIR_ENCODER + "fc1.*"),
+    (OUR_ENCODER + "fc2.*", THEIR_ENCODER + "fc2.*"),
+    (OUR_ENCODER + "final_norm.*", THEIR_ENCODER + "final_layer_norm.*"),
     ("model.pixel_decoder.mask_projection.*", PIXEL + "mask_projection.*"),
     ("model.transformer_decoder.query_features.*", "model.transformer_module.queries_features.*"),
     ("model.transformer_decoder.query_position.*", "model.transformer_module.queries_embedder.*"),
@@ -65,22 +69,19 @@ HEAD_RULES: list[Rule] = [
         "model.transformer_module.input_projections.*.*",
     ),
     (
-        tuple(
-            f"model.transformer_decoder.layers.*.cross_attn.{part}.*"
-            for part in ("query", "key", "value")
-        ),
-        DECODER + "layers.*.cross_attn.in_proj_*",
+        tuple(f"{OUR_DECODER}cross_attn.{part}.*" for part in ("query", "key", "value")),
+        THEIR_DECODER + "cross_attn.in_proj_*",
     ),
-    ("model.transformer_decoder.layers.*.cross_attn.output.*", DECODER + "layers.*.cross_attn.out_proj.*"),
-    ("model.transformer_decoder.layers.*.cross_attn_norm.*", DECODER + "layers.*.cross_attn_layer_norm.*"),
-    ("model.transformer_decoder.layers.*.self_attn.query.*", DECODER + "layers.*.self_attn.q_proj.*"),
-    ("model.transformer_decoder.layers.*.self_attn.key.*", DECODER + "layers.*.self_attn.k_proj.*"),
-    ("model.transformer_decoder.layers.*.self_attn.value.*", DECODER + "layers.*.self_attn.v_proj.*"),
-    ("model.transformer_decoder.layers.*.self_attn.output.*", DECODER + "layers.*.self_attn.out_proj.*"),
-    ("model.transformer_decoder.layers.*.self_attn_norm.*", DECODER + "layers.*.self_attn_layer_norm.*"),
-    ("model.transformer_decoder.layers.*.fc1.*", DECODER + "layers.*.fc1.*"),
-    ("model.transformer_decoder.layers.*.fc2.*", DECODER + "layers.*.fc2.*"),
-    ("model.transformer_decoder.layers.*.final_norm.*", DECODER + "layers.*.final_layer_norm.*"),
+    (OUR_DECODER + "cross_attn.output.*", THEIR_DECODER + "cross_attn.out_proj.*"),
+    (OUR_DECODER + "cross_attn_norm.*", THEIR_DECODER + "cross_attn_layer_norm.*"),
+    (OUR_DECODER + "self_attn.query.*", THEIR_DECODER + "self_attn.q_proj.*"),
+    (OUR_DECODER + "self_attn.key.*", THEIR_DECODER + "self_attn.k_proj.*"),
+    (OUR_DECODER + "self_attn.value.*", THEIR_DECODER + "self_attn.v_proj.*"),
+    (OUR_DECODER + "self_attn.output.*", THEIR_DECODER + "self_attn.out_proj.*"),
+    (OUR_DECODER + "self_attn_norm.*", THEIR_DECODER + "self_attn_layer_norm.*"),
+    (OUR_DECODER + "fc1.*", THEIR_DECODER + "fc1.*"),
+    (OUR_DECODER + "fc2.*", THEIR_DECODER + "fc2.*"),
+    (OUR_DECODER + "final_norm.*", THEIR_DECODER + "final_layer_norm.*"),
     ("model.transformer_decoder.norm.*", DECODER + "layernorm.*"),
     ("model.transformer_decoder.mask_embedder.*.*", DECODER + "mask_predictor.mask_embedder.*.0.*"),
     ("class_predictor.*", "class_predictor.*"),
@@ -101,7 +102,7 @@ IGNORED_ENDINGS = (
 def key_table(config: Mask2FormerConfig) -> list[Rule]:
     """(ours, theirs) for this configuration's backbone and number of FPN levels."""
     fpn = []
-    for level in range(len(config.feature_strides)):  # more than there can be; unused rules are idle
+    for level in range(len(config.feature_strides)):  # rules of levels that are not there idle
         ours = "model.pixel_decoder."
         fpn.append((f"{ours}lateral_convs.{level}.*.*", f"{PIXEL}adapter_{level + 1}.*.*"))
         fpn.append((f"{ours}output_convs.{level}.*.*", f"{PIXEL}layer_{level + 1}.*.*"))

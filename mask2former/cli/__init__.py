@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mask2former import __version__
 from mask2former.cli import demo, predict
 from mask2former.cli.errors import UsageError
 from mask2former.errors import DataError
@@ -25,6 +24,16 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """One line instead of the whole usage text, which buries the sentence that helps."""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_) -> None:
+        import torch
+
+        from mask2former import __version__
+
+        print(f"mask2former {__version__}, torch {torch.__version__}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +63,7 @@ def _build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show versions and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     predict.add_command(commands)
     demo.add_command(commands)

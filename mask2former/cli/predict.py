@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from mask2former.cli.errors import UsageError
@@ -12,7 +13,10 @@ from mask2former.errors import DataError
 
 TASKS = ("semantic", "instance", "panoptic")
 # What counts as an image in a folder; a file named on the command line may be called anything.
-IMAGE_SUFFIXES = ".avif .bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg"),
+    *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+)
 
 DESCRIPTION = """\
 Segment images. For every image NAME.jpg this writes into the output folder:
@@ -55,10 +59,10 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         ("--overlap-threshold", 0.8, "least share of its mask that a segment keeps"),
     ):
         text = f"{meaning}, 0 to 1 (default: {default})"
-        thresholds.add_argument(name, type=_fraction, default=default, metavar="X", help=text)
+        thresholds.add_argument(name, type=fraction, default=default, metavar="X", help=text)
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
@@ -98,14 +102,14 @@ def _find_images(paths: list[Path]) -> tuple[list[Path], list[DataError]]:
 
 
 def _expand(path: Path) -> list[Path]:
-    if not path.exists():
-        raise DataError(f"{path} does not exist; check the path.")
-    if not path.is_dir():
-        return [path]
     try:
+        if not path.exists():
+            raise DataError(f"{path} does not exist; check the path.")
+        if not path.is_dir():
+            return [path]
         images = [file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES]
     except OSError as error:
-        raise DataError(f"The folder {path} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     if not images:
         raise DataError(f"The folder {path} holds no images ({' '.join(IMAGE_SUFFIXES)}).")
     return images
@@ -137,11 +141,14 @@ def _outputs(image: Path, out: Path) -> tuple[Path, Path, Path]:
 
 
 def _make_folder(out: Path) -> None:
+    """Make the folder, and see before the long work that it can be written to."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise DataError(
-            f"The output folder {out} cannot be made ({error.strerror}); give another with --out."
+            f"The output folder {out} cannot be made or written to ({error.strerror}); "
+            "give another with --out."
         ) from error
 
 

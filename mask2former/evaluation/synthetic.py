@@ -34,7 +34,7 @@ def evaluate(
     """Panoptic quality and mean IoU over the scenes with these seeds.
 
     Returns:
-        {"panoptic": ..., "semantic": ...}, what `PanopticQuality.compute` and `MeanIoU.compute` say.
+        {"panoptic": ..., "semantic": ...}: results of `PanopticQuality` and `MeanIoU`.
     """
     panoptic = PanopticQuality(len(ID2LABEL), THING_LABEL_IDS)
     semantic = MeanIoU(len(ID2LABEL))
@@ -83,7 +83,9 @@ def main() -> None:
         prog="python -m mask2former.evaluation.synthetic",
         description="Panoptic quality and mean IoU on 200 held-out rendered scenes.",
     )
-    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="default: the bundled one")
+    parser.add_argument(
+        "--model", type=Path, default=BUNDLED_MODEL, help="default: the bundled one"
+    )
     parser.add_argument("--threshold", type=float, default=OBJECT_THRESHOLD)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()

@@ -60,8 +60,8 @@ def ms_deform_attn_backward(
     d = value.shape[3]
     dtype = accumulation_dtype(value.dtype)
     attention = attention_weights.flatten(3).to(dtype)
-    samples = attention.shape[3]
-    grad = grad_output.to(dtype).reshape(-1, d)  # (N*Q*M, D)
+    heads, samples = attention.shape[:3].numel(), attention.shape[3]  # N*Q*M, K
+    grad = grad_output.to(dtype).reshape(heads, d)
     padded = _padded_rows(value, dtype)
     grad_rows = torch.zeros_like(padded)
     grad_x, grad_y, grad_attention = (torch.zeros_like(attention) for _ in range(3))
@@ -69,10 +69,11 @@ def ms_deform_attn_backward(
         value, spatial_shapes, level_start_index, sampling_locations, num_points
     ):
         if output_mask[0]:
-            scale = torch.where(corner.inside, corner.weight * attention, 0).view(-1, samples, 1)
-            grad_rows.index_add_(0, row.flatten(), (scale * grad[:, None]).view(-1, d))
+            scale = torch.where(corner.inside, corner.weight * attention, 0)
+            share = scale.view(heads, samples, 1) * grad[:, None]
+            grad_rows.index_add_(0, row.flatten(), share.view(heads * samples, d))
         if output_mask[1] or output_mask[2]:
-            sampled = padded[row.view(-1, samples)]  # (N*Q*M, K, D)
+            sampled = padded[row.view(heads, samples)]  # (N*Q*M, K, D)
             dot = torch.bmm(sampled, grad[:, :, None]).view_as(attention)
             grad_attention += torch.where(corner.inside, corner.weight * dot, 0)
             grad_x += torch.where(corner.inside, corner.slope_x * dot * attention, 0)
@@ -94,7 +95,7 @@ def ms_deform_attn_backward(
 
 def _padded_rows(value: Tensor, dtype: torch.dtype) -> Tensor:
     """value as (N*S*M + 1, D); the last row is zero and stands for every pixel outside."""
-    rows = value.reshape(-1, value.shape[-1]).to(dtype)
+    rows = value.reshape(value.shape[:3].numel(), value.shape[3]).to(dtype)
     return torch.cat((rows, rows.new_zeros(1, value.shape[-1])))
 
 
@@ -131,7 +132,7 @@ def _corner_rows(
         spatial_shapes, level_start_index, num_points, sampling_locations[..., 0]
     )
     locations = sampling_locations.to(coordinate_dtype(value.device))
-    locations = locations.reshape(*locations.shape[:3], -1, 2)
+    locations = locations.flatten(3, -2)  # (N, Q, M, K, 2)
     x = locations[..., 0] * width - 0.5
     y = locations[..., 1] * height - 0.5
     image = torch.arange(n, device=value.device).view(n, 1, 1, 1)

@@ -71,7 +71,7 @@ def test_drop_path_drops_whole_samples_while_training_and_keeps_the_mean():
 
 
 def test_swin_tiny_has_the_known_number_of_parameters():
-    # timm's swin_tiny without head has 27 519 354, with a final norm of 2 * 768; ours has a norm per
-    # stage (2 * 96 * 15) instead.
+    # timm's swin_tiny without head has 27 519 354, with a final norm of 2 * 768; ours has a norm
+    # per stage (2 * 96 * 15) instead.
     count = sum(p.numel() for p in SwinBackbone(SwinConfig()).parameters())
     assert count == 27_519_354 - 2 * 768 + 2 * 96 * 15

@@ -22,6 +22,12 @@ def test_weights_round_trip(tmp_path):
     assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
+def test_weights_are_as_readable_as_any_new_file(tmp_path):
+    (tmp_path / "other").touch()
+    mode = save_weights(tmp_path, {"a": torch.zeros(1)}).stat().st_mode
+    assert mode == (tmp_path / "other").stat().st_mode
+
+
 @pytest.mark.parametrize("keep", [0, 5, 100, -7])
 def test_cut_off_weights_are_named(tmp_path, keep):
     path = save_weights(tmp_path, {"a": torch.randn(100)})
@@ -41,8 +47,12 @@ def test_missing_file_is_named(tmp_path):
 
 
 def test_hub_name_is_downloaded_with_its_options(tmp_path):
-    with mock.patch("huggingface_hub.hf_hub_download", return_value=str(tmp_path / "f")) as download:
-        path = resolve_file("owner/model", "config.json", revision="v1", cache_dir=tmp_path, token="t")
+    with mock.patch(
+        "huggingface_hub.hf_hub_download", return_value=str(tmp_path / "f")
+    ) as download:
+        path = resolve_file(
+            "owner/model", "config.json", revision="v1", cache_dir=tmp_path, token="t"
+        )
     assert path == tmp_path / "f"
     assert download.call_args.args == ("owner/model", "config.json")
     assert download.call_args.kwargs == {

@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from mask2former import __version__
 from mask2former.cli import inference, main
 
 
@@ -30,7 +32,7 @@ def test_help_of_a_command_shows_examples(capsys, command):
 def test_version_is_printed(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
-    assert capsys.readouterr().out.startswith("mask2former ")
+    assert capsys.readouterr().out == f"mask2former {__version__}, torch {torch.__version__}\n"
 
 
 @pytest.mark.parametrize("argv", [[], ["segment"], ["predict"]])

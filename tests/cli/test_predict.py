@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,12 +272,18 @@ def test_a_bad_model_folder_is_named(predict, tiny_model, picture, tmp_path, cap
     assert names(tmp_path / "out") == []
 
 
-def test_an_output_folder_that_cannot_be_made_is_named(predict, picture, tmp_path, capsys):
+@pytest.mark.parametrize("out", ["view.png/out", "/proc/self"])  # below a file; not writable
+def test_a_bad_output_folder_is_named_before_any_work(
+    predict, picture, tmp_path, capsys, monkeypatch, out
+):
     picture.save(tmp_path / "view.png")
-    assert predict(tmp_path / "view.png", "--out", tmp_path / "view.png" / "out") == 1
+    if out == "/proc/self" and not Path(out).is_dir():
+        pytest.skip("this system has no folder that nobody can write to")
+    monkeypatch.setattr(inference, "load_model", None)
+    assert predict(tmp_path / "view.png", "--out", tmp_path / out) == 1
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1
-    assert "--out" in complaint
+    assert str(tmp_path / out) in complaint and "--out" in complaint
 
 
 def test_a_result_that_cannot_be_written_fails_that_image_only(predict, picture, tmp_path, capsys):

