@@ -32,6 +32,7 @@ format: $(VENV)/linters
 	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(KERNELS))
 
 wheel: $(VENV)/torch
+	rm -rf build  # what an earlier build left there would get into the wheel
 	$(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:

@@ -1,28 +1,31 @@
 """Mask2Former: panoptic, instance and semantic segmentation with one model."""
 
-from importlib.resources import files
+from importlib import import_module
 from pathlib import Path
-
-from mask2former.configuration import Mask2FormerConfig, ResNetConfig, SwinConfig
-from mask2former.errors import DataError
-from mask2former.image_processing import Mask2FormerImageProcessor
-from mask2former.modeling import Mask2FormerForUniversalSegmentation, Mask2FormerModel
-from mask2former.outputs import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
-from mask2former_ops import __version__
+from typing import Any
 
 # A small model trained on rendered scenes (mask2former.synthetic), shipped with the package.
-BUNDLED_MODEL = Path(str(files("mask2former"))) / "bundled"
+BUNDLED_MODEL = Path(__file__).parent / "bundled"
 
-__all__ = [
-    "BUNDLED_MODEL",
-    "DataError",
-    "Mask2FormerConfig",
-    "Mask2FormerForUniversalSegmentation",
-    "Mask2FormerForUniversalSegmentationOutput",
-    "Mask2FormerImageProcessor",
-    "Mask2FormerModel",
-    "Mask2FormerModelOutput",
-    "ResNetConfig",
-    "SwinConfig",
-    "__version__",
-]
+# Where each public name lives. It is imported when first used, so that `mask2former --help` need
+# not wait for torch.
+_HOMES = {
+    "DataError": "mask2former.errors",
+    "Mask2FormerConfig": "mask2former.configuration",
+    "Mask2FormerForUniversalSegmentation": "mask2former.modeling",
+    "Mask2FormerForUniversalSegmentationOutput": "mask2former.outputs",
+    "Mask2FormerImageProcessor": "mask2former.image_processing",
+    "Mask2FormerModel": "mask2former.modeling",
+    "Mask2FormerModelOutput": "mask2former.outputs",
+    "ResNetConfig": "mask2former.configuration",
+    "SwinConfig": "mask2former.configuration",
+    "__version__": "mask2former_ops",
+}
+
+__all__ = ["BUNDLED_MODEL", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mask2former' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

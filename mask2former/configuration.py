@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mask2former.activations import ACTIVATIONS
 from mask2former.checkpoints.folder import read_json, resolve_file, write_text
 from mask2former.errors import DataError
 
@@ -32,6 +33,11 @@ class _Config:
         """All fields and the unknown keys as a plain, JSON-ready dict."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {**values.pop("extra"), **values}
+
+
+def _check_activation(field_name: str, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{field_name} is {activation!r}; it must be one of {list(ACTIVATIONS)}.")
 
 
 def _default_stages(depths: list[int], out_features: list[str] | None) -> list[str]:
@@ -74,6 +80,7 @@ class SwinConfig(_Config):
     out_features: list[str] | None = None
 
     def __post_init__(self) -> None:
+        _check_activation("hidden_act", self.hidden_act)
         self.depths, self.num_heads = list(self.depths), list(self.num_heads)
         if len(self.depths) != len(self.num_heads):
             raise ValueError(
@@ -103,6 +110,7 @@ class ResNetConfig(_Config):
     out_features: list[str] | None = None
 
     def __post_init__(self) -> None:
+        _check_activation("hidden_act", self.hidden_act)
         self.hidden_sizes, self.depths = list(self.hidden_sizes), list(self.depths)
         if self.layer_type not in ("basic", "bottleneck"):
             raise ValueError(
@@ -186,6 +194,7 @@ class Mask2FormerConfig(_Config):
     num_labels: int | None = None
 
     def __post_init__(self) -> None:
+        _check_activation("activation_function", self.activation_function)
         self.backbone_config = _backbone_config(self.backbone_config)
         self.feature_strides = list(self.feature_strides)
         if self.id2label is None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mask2former.backbones import BACKBONES
 from mask2former.checkpoints.folder import read_weights, save_weights
 from mask2former.checkpoints.huggingface import from_huggingface, to_huggingface
-from mask2former.configuration import Mask2FormerConfig
+from mask2former.configuration import CONFIG_NAME, Mask2FormerConfig
+from mask2former.errors import DataError
 from mask2former.loss import segmentation_losses
 from mask2former.outputs import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
 from mask2former.pixel_decoder import PixelDecoder, PixelDecoderOutput
@@ -188,7 +189,12 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
         """
         config = Mask2FormerConfig.from_pretrained(name_or_folder, **hub_options)
         path, weights = read_weights(name_or_folder, **hub_options)
-        model = cls(config)
+        try:
+            model = cls(config)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"The {CONFIG_NAME} of {name_or_folder} describes no model that can be built: {error}"
+            ) from error
         model.load_state_dict(from_huggingface(weights, model.state_dict(), config, path))
         return model.eval()
 

@@ -69,6 +69,19 @@ def test_unknown_backbone_is_named_with_the_known_ones():
         Mask2FormerConfig(backbone_config={"model_type": "vit"})
 
 
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: SwinConfig(hidden_act="snake"), "hidden_act"),
+        (lambda: ResNetConfig(hidden_act="snake"), "hidden_act"),
+        (lambda: Mask2FormerConfig(activation_function="snake"), "activation_function"),
+    ],
+)
+def test_unknown_activation_is_named_with_the_known_ones(make, name):
+    with pytest.raises(ValueError, match=rf"{name} is 'snake'; it must be one of \['relu', "):
+        make()
+
+
 def test_unknown_stage_is_named():
     with pytest.raises(ValueError, match="stage9"):
         SwinConfig(out_features=["stage9"])

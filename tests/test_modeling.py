@@ -1,6 +1,9 @@
+import json
+
 import pytest
 import torch
 
+from mask2former import DataError, Mask2FormerForUniversalSegmentation
 from mask2former.modeling import image_sizes
 from tests.reference import make_labels, tiny_model
 
@@ -94,6 +97,15 @@ def test_a_few_steps_overfit_one_image():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("change", [{"feature_size": 16}, {"num_queries": "many"}])
+def test_configuration_that_no_model_can_have_is_a_data_error(tmp_path, change):
+    tiny_model().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | change))
+    with pytest.raises(DataError, match=r"config\.json of .* describes no model that can be built"):
+        Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
