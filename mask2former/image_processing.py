@@ -63,9 +63,10 @@ class Mask2FormerImageProcessor:
         do_pad: if False nothing is padded, and only images of equal size can be stacked.
         thing_label_ids: labels of countable things. Instance segmentation then returns only these,
             and panoptic segmentation fuses all others unless told otherwise.
-        hf_compat: reproduce transformers 5.23 to the bit where it departs from the paper's code or
-            from its own documentation: images stretched to the multiple of `size_divisor`, float
-            masks padded with `ignore_index`, and everything listed in hf_compat.py.
+        hf_compat: reproduce transformers 5.23, to the bit for uint8 images resized by BILINEAR,
+            where it departs from the paper's code or its own documentation: images stretched to
+            the multiple of `size_divisor`, float masks padded with `ignore_index`, and everything
+            listed in hf_compat.py.
 
     Raises:
         ValueError: an argument is out of range; the message names it.

@@ -193,7 +193,8 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
             model = cls(config)
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"The {CONFIG_NAME} of {name_or_folder} describes no model that can be built: {error}"
+                f"The {CONFIG_NAME} of {name_or_folder} describes no model that can be built: "
+                f"{error}"
             ) from error
         model.load_state_dict(from_huggingface(weights, model.state_dict(), config, path))
         return model.eval()

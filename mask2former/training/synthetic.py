@@ -24,7 +24,6 @@ from tqdm import tqdm
 from mask2former import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
-    Mask2FormerForUniversalSegmentationOutput,
     ResNetConfig,
 )
 from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
@@ -36,7 +35,11 @@ EMA_DECAY = 0.998
 CLIP_NORM = 1.0
 WEIGHT_DECAY = 0.05
 SAVE_EVERY = 500  # steps
-DENSE_WEIGHT = 5.0
+
+# Pretraining: the backbone names pixels, in larger batches at a higher rate.
+PRETRAIN_BATCH = 16
+PRETRAIN_RATE = 3e-3
+THING_WEIGHT = 4.0  # of a pixel of a thing, which are a fifth of all
 
 
 def bundled_config() -> Mask2FormerConfig:
@@ -119,34 +122,6 @@ def batches(
             }
 
 
-class DenseHeads(nn.Module):
-    """Class of every pixel, predicted from the features themselves, while training only.
-
-    Queries learn late what a shape is called, because they see it only through attention; this
-    teaches the features from the first step, as pretraining would.
-    """
-
-    def __init__(self, config: Mask2FormerConfig) -> None:
-        super().__init__()
-        widths = (config.feature_size, config.mask_feature_size)
-        self.heads = nn.ModuleList([nn.Conv2d(w, config.num_labels, 1) for w in widths])
-
-    def loss(self, output: Mask2FormerForUniversalSegmentationOutput, batch: dict) -> Tensor:
-        """Mean cross-entropy on the finest attended level and on the mask features."""
-        truth = torch.stack(
-            [
-                labels[masks.int().argmax(0)].float()
-                for masks, labels in zip(batch["mask_labels"], batch["class_labels"], strict=True)
-            ]
-        )
-        features = (output.pixel_decoder_hidden_states[-1], output.pixel_decoder_last_hidden_state)
-        losses = []
-        for head, feature in zip(self.heads, features, strict=True):
-            target = F.interpolate(truth[:, None], feature.shape[-2:], mode="nearest-exact")
-            losses.append(F.cross_entropy(head(feature), target[:, 0].long().to(feature.device)))
-        return sum(losses)
-
-
 def parameter_groups(model: nn.Module) -> list[dict]:
     """Weight decay on matrices and kernels only, as in the paper's recipe."""
     decayed, free = [], []
@@ -160,38 +135,91 @@ def parameter_groups(model: nn.Module) -> list[dict]:
     ]
 
 
-def train(
-    scenes: list[Scene], out: Path, steps: int, batch_size: int, rate: float, device: str, seed: int
+def pretrain(
+    backbone: nn.Module, scenes: list[Scene], steps: int, batch_size: int, seed: int
 ) -> None:
-    """Train for `steps` steps with a one-cycle schedule and save the averaged weights in `out`."""
-    torch.manual_seed(seed)
+    """Teach a backbone to name the class under every cell of its three coarser feature maps.
+
+    From scratch, a Mask2Former learns early where things are and very late what they are called,
+    because names reach the features only through queries that match. This stands for the ImageNet
+    pretraining of the paper's backbones.
+    """
+    device = next(backbone.parameters()).device
+    heads = nn.ModuleList([nn.Conv2d(c, len(ID2LABEL), 1) for c in backbone.channels[1:]])
+    both = nn.ModuleList([backbone, heads.to(device)])
+    optimizer = torch.optim.AdamW(parameter_groups(both), lr=PRETRAIN_RATE, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PRETRAIN_RATE, steps, pct_start=0.1)
+    weight = torch.ones(len(ID2LABEL), device=device)
+    weight[list(THING_LABEL_IDS)] = THING_WEIGHT
+    source = batches(scenes, batch_size, bundled_processor(), seed)
+    progress = tqdm(range(steps), desc="pretraining", unit="step", mininterval=10)
+    for _ in progress:
+        batch = next(source)
+        truth = class_maps(batch["mask_labels"], batch["class_labels"]).to(device)
+        features = backbone(batch["pixel_values"].to(device))[1:]
+        loss = sum(
+            F.cross_entropy(head(feature), resized_classes(truth, feature), weight)
+            for head, feature in zip(heads, features, strict=True)
+        )
+        step_optimizer(loss, both, optimizer, schedule)
+        progress.set_postfix({"loss": f"{loss.item():.3f}"}, refresh=False)
+
+
+def class_maps(mask_labels: list[Tensor], class_labels: list[Tensor]) -> Tensor:
+    """The class of every pixel, int64 (N, H, W), from masks that cover the picture."""
+    pairs = zip(mask_labels, class_labels, strict=True)
+    return torch.stack([labels[masks.int().argmax(0)] for masks, labels in pairs])
+
+
+def resized_classes(truth: Tensor, feature: Tensor) -> Tensor:
+    """Class maps (N, H, W) at the resolution of a feature map (N, C, h, w)."""
+    resized = F.interpolate(truth[:, None].float(), feature.shape[-2:], mode="nearest-exact")
+    return resized[:, 0].long()
+
+
+def step_optimizer(
+    loss: Tensor,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """One update of the parameters of `module`, with the gradient of all of them clipped.
+
+    Raises:
+        RuntimeError: the loss is not finite.
+    """
+    if not torch.isfinite(loss):
+        raise RuntimeError(f"The loss is {loss.item()}; train with a lower rate.")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), CLIP_NORM)
+    optimizer.step()
+    schedule.step()
+
+
+def train(
+    model: Mask2FormerForUniversalSegmentation,
+    scenes: list[Scene],
+    out: Path,
+    steps: int,
+    batch_size: int,
+    rate: float,
+    seed: int,
+) -> None:
+    """Train with the package's loss and a one-cycle schedule; save the averaged weights in `out`."""
     processor = bundled_processor()
-    model = Mask2FormerForUniversalSegmentation(bundled_config()).to(device).train()
-    dense = DenseHeads(model.config).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
-    both = nn.ModuleList([model, dense])
-    optimizer = torch.optim.AdamW(parameter_groups(both), lr=rate, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
     source = batches(scenes, batch_size, processor, seed)
     progress = tqdm(range(1, steps + 1), desc="training", unit="step", mininterval=10)
     for step in progress:
         batch = next(source)
-        pixel_values = batch.pop("pixel_values").to(device)
-        output = model(pixel_values, **batch, output_hidden_states=True)
-        dense_loss = dense.loss(output, batch)
-        loss = output.loss + DENSE_WEIGHT * dense_loss
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"The loss is {loss.item()} at step {step}; lower --rate.")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(both.parameters(), CLIP_NORM)
-        optimizer.step()
-        schedule.step()
+        output = model(batch.pop("pixel_values").to(model.device), **batch)
+        step_optimizer(output.loss, model, optimizer, schedule)
         average.update_parameters(model)
-        if step % 20 == 0:
-            losses = output.loss_dict | {"dense": dense_loss.detach()}
-            parts = {k: f"{v:.3f}" for k, v in losses.items() if k[-1].isalpha()}
-            progress.set_postfix(parts, refresh=False)
+        parts = {k: f"{v:.3f}" for k, v in output.loss_dict.items() if k[-1].isalpha()}
+        progress.set_postfix(parts, refresh=False)
         if step % SAVE_EVERY == 0 or step == steps:
             save(average.module, processor, out)
 
@@ -212,25 +240,22 @@ def main() -> None:
         prog="python -m mask2former.training.synthetic",
         description="Train the bundled model from scratch on rendered scenes.",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the trained model")
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--scenes", type=int, default=6000, help="different scenes to render")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--workers", type=int, default=2, help="processes that render")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    scenes = render_scenes(arguments.scenes, arguments.workers)
-    train(
-        scenes,
-        arguments.out,
-        arguments.steps,
-        arguments.batch_size,
-        arguments.rate,
-        arguments.device,
-        arguments.seed,
-    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder for the trained model")
+    add("--scenes", type=int, default=8000, help="different scenes to render")
+    add("--pretrain-steps", type=int, default=1000, help="steps of the backbone alone")
+    add("--steps", type=int, default=3500, help="steps of the whole model")
+    add("--batch-size", type=int, default=8)
+    add("--rate", type=float, default=1e-3, help="peak learning rate of the whole model")
+    add("--workers", type=int, default=2, help="processes that render")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--seed", type=int, default=0)
+    args = parser.parse_args()
+    scenes = render_scenes(args.scenes, args.workers)
+    torch.manual_seed(args.seed)
+    model = Mask2FormerForUniversalSegmentation(bundled_config()).to(args.device).train()
+    pretrain(model.model.backbone, scenes, args.pretrain_steps, PRETRAIN_BATCH, args.seed)
+    train(model, scenes, args.out, args.steps, args.batch_size, args.rate, args.seed)
 
 
 if __name__ == "__main__":

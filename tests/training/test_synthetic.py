@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -61,13 +63,41 @@ def test_weight_decay_spares_norms_biases_and_embeddings():
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
 
 
-def test_training_saves_a_folder_that_loads(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "bundled_config", lambda: tiny_model(num_labels=7).config)
+def test_pretraining_and_training_save_a_folder_that_loads(tmp_path):
     scenes = [render_scene(seed, 64, 64) for seed in range(2)]
-    synthetic.train(scenes, tmp_path, steps=3, batch_size=2, rate=1e-3, device="cpu", seed=0)
+    model = tiny_model(num_labels=7).train()
+    before = copy.deepcopy(model.state_dict())
+    synthetic.pretrain(model.model.backbone, scenes, steps=2, batch_size=2, seed=0)
+    changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert changed
+    assert all(name.startswith("model.backbone.") for name in changed)
+    synthetic.train(model, scenes, tmp_path, steps=3, batch_size=2, rate=1e-3, seed=0)
     model = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
     assert model.config.num_labels == 7
     assert (tmp_path / "preprocessor_config.json").is_file()
+
+
+def test_class_maps_name_every_pixel_and_keep_classes_when_resized():
+    scene = render_scene(5, 64, 64)
+    masks, labels = synthetic.scene_targets(scene)
+    truth = synthetic.class_maps([masks], [labels])
+    for segment in scene.segments_info:
+        where = torch.from_numpy(scene.segmentation == segment["id"])
+        assert (truth[0][where] == segment["label_id"]).all()
+    coarse = synthetic.resized_classes(truth, torch.zeros(1, 5, 16, 16))
+    assert torch.equal(coarse, truth[:, 2::4, 2::4])
+
+
+def test_a_loss_that_is_not_finite_stops_training():
+    parameter = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(parameter.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    before = parameter.weight.clone()
+    with pytest.raises(RuntimeError, match="The loss is nan"):
+        synthetic.step_optimizer(
+            parameter.weight.sum() * float("nan"), parameter, optimizer, schedule
+        )
+    assert torch.equal(parameter.weight, before)
 
 
 def test_the_bundled_architecture_fits_six_megabytes_in_float16():
