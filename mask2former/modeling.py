@@ -34,8 +34,9 @@ class Mask2FormerModel(nn.Module):
     ) -> tuple[list[Tensor], PixelDecoderOutput]:
         """Backbone feature maps, finest first, and the pixel decoder's output."""
         _check_inputs(pixel_values, pixel_mask, self.config.backbone_config.num_channels)
-        features = self.backbone(pixel_values)
-        return features, self.pixel_decoder(features, effective_mask(pixel_mask))
+        pixel_mask = effective_mask(pixel_mask)
+        features = self.backbone(pixel_values, pixel_mask)
+        return features, self.pixel_decoder(features, pixel_mask)
 
     def forward(
         self,
@@ -103,9 +104,8 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
             mask_labels: per image (T_i, H_i, W_i), bool, uint8 or floating in [0, 1].
             class_labels: per image int64 (T_i,).
             pixel_mask: (N, H, W), non-zero where there is image and 0 where there is padding, which
-                must lie at the bottom and right. Default: no padding. Attention, sampling and
-                positions leave the padding out; convolutions and normalisations still see it, so
-                that an image padded much may be answered a little differently than alone.
+                must lie at the bottom and right. An image gives the same answer in any batch.
+                Default: no padding.
             output_hidden_states, output_auxiliary_logits, output_attentions: fill those fields;
                 default: as the configuration says.
             return_dict: False for a plain tuple of the fields that are present.

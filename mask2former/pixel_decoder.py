@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask2former.configuration import Mask2FormerConfig
+from mask2former.padding import cell_mask, group_norm, resize, without_padding
 from mask2former.position import sine_position_embedding
 from mask2former_ops.modules import MSDeformAttn
 
@@ -23,12 +24,14 @@ class PixelDecoderOutput(NamedTuple):
     """What the transformer decoder looks at.
 
     `levels` are (N, feature_size, H_i, W_i), coarsest first, with `valid` bool (N, H_i, W_i) beside
-    them; `mask_features` is (N, mask_feature_size, H, W) at the common stride.
+    them; `mask_features` is (N, mask_feature_size, H, W) at the common stride. `pixel_mask` is the
+    batch's, bool at the resolution of the input, or None when nothing is padding.
     """
 
     levels: list[Tensor]
     valid: list[Tensor]
     mask_features: Tensor
+    pixel_mask: Tensor | None
 
 
 class EncoderLayer(nn.Module):
@@ -91,6 +94,12 @@ def _conv_norm(in_channels: int, out_channels: int, kernel: int, bias: bool) -> 
     )
 
 
+def _apply(layers: nn.Sequential, x: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """Convolution and group norm of the image alone; `x` is zero in the padding."""
+    convolution, norm = layers
+    return group_norm(convolution(x), norm, pixel_mask)
+
+
 class PixelDecoder(nn.Module):
     """Mixes the three coarsest backbone levels, then climbs to the common stride.
 
@@ -139,22 +148,32 @@ class PixelDecoder(nn.Module):
     def forward(self, features: list[Tensor], pixel_mask: Tensor | None) -> PixelDecoderOutput:
         """`features` finest first; `pixel_mask` bool (N, H, W), True where there is image."""
         coarse = features[-NUM_LEVELS:][::-1]
-        levels = [proj(x) for proj, x in zip(self.input_projections, coarse, strict=True)]
-        valid = [level_mask(pixel_mask, x) for x in levels]
-        padded = pixel_mask is not None
-        levels = self._encode(levels, valid, padded)
+        levels = [
+            _apply(projection, x, pixel_mask)
+            for projection, x in zip(self.input_projections, coarse, strict=True)
+        ]
+        levels, valid = self._encode(levels, pixel_mask)
         finest = levels[-1]
         for index in reversed(range(self.num_fpn_levels)):
-            lateral = self.lateral_convs[index](features[index])
-            finest = F.interpolate(finest, lateral.shape[-2:], mode="bilinear", align_corners=False)
-            finest = F.relu(self.output_convs[index](lateral + finest))
-        return PixelDecoderOutput(levels, valid, self.mask_projection(finest))
+            lateral = _apply(self.lateral_convs[index], features[index], pixel_mask)
+            merged = lateral + resize(finest, lateral.shape[-2:], pixel_mask)
+            merged = without_padding(merged, pixel_mask)
+            finest = F.relu(_apply(self.output_convs[index], merged, pixel_mask))
+        return PixelDecoderOutput(levels, valid, self.mask_projection(finest), pixel_mask)
 
-    def _encode(self, levels: list[Tensor], valid: list[Tensor], padded: bool) -> list[Tensor]:
-        """Deformable self-attention over all levels at once."""
+    def _encode(
+        self, levels: list[Tensor], pixel_mask: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Deformable self-attention over all levels at once; also each level's mask."""
         dtype, device = levels[0].dtype, levels[0].device
         shapes = [tuple(x.shape[-2:]) for x in levels]
         sizes = [height * width for height, width in shapes]
+        if pixel_mask is None:
+            valid = [
+                torch.ones(len(x), *x.shape[-2:], dtype=torch.bool, device=device) for x in levels
+            ]
+        else:
+            valid = [cell_mask(pixel_mask, height, width) for height, width in shapes]
         spatial_shapes = torch.tensor(shapes, device=device)
         level_start_index = spatial_shapes.prod(1).cumsum(0) - spatial_shapes.prod(1)
         positions = [
@@ -163,19 +182,14 @@ class PixelDecoder(nn.Module):
         ]
         position = torch.cat([p.flatten(2).transpose(1, 2) for p in positions], dim=1)
         x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
-        padding = ~torch.cat([mask.flatten(1) for mask in valid], dim=1) if padded else None
+        padding = None
+        if pixel_mask is not None:
+            padding = ~torch.cat([mask.flatten(1) for mask in valid], dim=1)
         points = reference_points(valid, dtype)
         for layer in self.layers:
             x = layer(x, position, points, spatial_shapes, level_start_index, padding)
-        return [
+        levels = [
             part.transpose(1, 2).unflatten(2, shape)
             for part, shape in zip(x.split(sizes, dim=1), shapes, strict=True)
         ]
-
-
-def level_mask(pixel_mask: Tensor | None, level: Tensor) -> Tensor:
-    """The pixel mask at a level's resolution, bool (N, H_i, W_i); all True without one."""
-    n, _, height, width = level.shape
-    if pixel_mask is None:
-        return torch.ones(n, height, width, dtype=torch.bool, device=level.device)
-    return F.interpolate(pixel_mask[:, None].float(), (height, width))[:, 0] > 0.5
+        return levels, valid

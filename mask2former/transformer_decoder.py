@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mask2former.activations import ACTIVATIONS
 from mask2former.configuration import Mask2FormerConfig
+from mask2former.padding import resize
 from mask2former.pixel_decoder import NUM_LEVELS, PixelDecoderOutput
 from mask2former.position import sine_position_embedding
 
@@ -183,12 +184,8 @@ class TransformerDecoder(nn.Module):
             for valid in pixels.valid
         ]
         # Resizing is linear, so the mask at a level's size comes from features shrunk once.
-        shrunk = [
-            F.interpolate(
-                pixels.mask_features.detach(), x.shape[-2:], mode="bilinear", align_corners=False
-            )
-            for x in pixels.levels
-        ]
+        features = pixels.mask_features.detach()
+        shrunk = [resize(features, x.shape[-2:], pixels.pixel_mask) for x in pixels.levels]
         n = pixels.mask_features.shape[0]
         x = self.query_features.weight.expand(n, -1, -1)
         query_position = self.query_position.weight.expand(n, -1, -1)

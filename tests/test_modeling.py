@@ -60,14 +60,6 @@ def test_a_mask_without_padding_changes_nothing():
     assert torch.equal(alone.masks_queries_logits, masked.masks_queries_logits)
 
 
-def test_pixel_mask_is_respected():
-    model, x = tiny_model(), pixels()
-    mask = torch.ones(1, 64, 96)
-    mask[:, :, 64:] = 0
-    whole, masked = model(x), model(x, pixel_mask=mask)
-    assert not torch.allclose(whole.class_queries_logits, masked.class_queries_logits, atol=1e-4)
-
-
 def test_image_sizes_come_from_the_mask():
     mask = torch.zeros(2, 64, 96)
     mask[0, :50, :96] = 1

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mask2former import Mask2FormerConfig
-from mask2former.pixel_decoder import level_mask, reference_points
+from mask2former.pixel_decoder import reference_points
 from tests.reference import tiny_model
 
 
@@ -21,36 +21,6 @@ def test_reference_points_of_a_padded_image_keep_to_the_image():
     points = reference_points([valid, valid], torch.float64)[0].view(2, 4, 8, 2, 2)
     # The centre of the last image pixel, in fractions of the padded map.
     assert points[0, 1, 3, 1].tolist() == [3.5 / 8, 1.5 / 4]
-
-
-def test_level_mask_keeps_partly_covered_cells():
-    mask = torch.zeros(1, 64, 64, dtype=torch.bool)
-    mask[:, :33, :40] = True
-    level = level_mask(mask, torch.zeros(1, 5, 2, 2))
-    assert level.tolist() == [[[True, True], [True, True]]]
-    level = level_mask(mask, torch.zeros(1, 5, 4, 4))
-    assert level[0].sum(0).tolist() == [3, 3, 3, 0]
-
-
-def test_padding_content_does_not_reach_the_image():
-    model = tiny_model().double()
-    generator = torch.Generator().manual_seed(0)
-    features = [
-        torch.randn(1, c, 64 // s, 64 // s, generator=generator, dtype=torch.float64)
-        for c, s in zip(model.model.backbone.channels, (4, 8, 16, 32), strict=True)
-    ]
-    mask = torch.zeros(1, 64, 64, dtype=torch.bool)
-    mask[:, :32, :32] = True
-    decoder = model.model.pixel_decoder
-    for projection in decoder.input_projections:
-        projection[1] = torch.nn.Identity()  # the group norm sees the whole map by design
-    first = decoder(features, mask)
-    for feature in features[1:]:
-        feature[..., feature.shape[-1] // 2 :] += 100
-    second = decoder(features, mask)
-    for a, b in zip(first.levels, second.levels, strict=True):
-        half = a.shape[-1] // 2
-        assert torch.equal(a[..., :half, :half], b[..., :half, :half])
 
 
 def test_common_stride_sets_the_number_of_fpn_levels():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mask2former.activations import ACTIVATIONS
 from mask2former.configuration import ResNetConfig
+from mask2former.padding import cell_mask, without_padding
 
 
 class ConvNorm(nn.Module):
@@ -44,11 +46,11 @@ class ResidualBlock(nn.Module):
         self.shortcut = ConvNorm(in_channels, out_channels, 1, stride) if projects else None
         self.activation = ACTIVATIONS[config.hidden_act]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pixel_mask: Tensor | None) -> Tensor:
         residual = x if self.shortcut is None else self.shortcut(x)
         for conv in self.convs[:-1]:
-            x = self.activation(conv(x))
-        return self.activation(self.convs[-1](x) + residual)
+            x = without_padding(self.activation(conv(x)), pixel_mask)
+        return without_padding(self.activation(self.convs[-1](x) + residual), pixel_mask)
 
 
 class ResNetBackbone(nn.Module):
@@ -72,7 +74,7 @@ class ResNetBackbone(nn.Module):
             stride = 2 if index > 0 or config.downsample_in_first_stage else 1
             blocks = [ResidualBlock(config, in_channels, width, stride)]
             blocks += [ResidualBlock(config, width, width, 1) for _ in range(depth - 1)]
-            self.stages.append(nn.Sequential(*blocks))
+            self.stages.append(nn.ModuleList(blocks))
             in_channels = width
             if f"stage{index + 1}" in self.out_features:
                 self.channels.append(width)
@@ -83,11 +85,18 @@ class ResNetBackbone(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        x = self.pool(self.activation(self.stem(pixel_values)))
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
+        """`pixel_mask` bool (N, H, W), True where there is image; outputs are zero elsewhere."""
+        x = self.activation(self.stem(without_padding(pixel_values, pixel_mask)))
+        if pixel_mask is not None:  # as the pool pads
+            x = x.masked_fill(~cell_mask(pixel_mask, *x.shape[-2:])[:, None], -torch.inf)
+        x = self.pool(x)
+        if pixel_mask is not None:
+            x = x.masked_fill(~cell_mask(pixel_mask, *x.shape[-2:])[:, None], 0.0)
         features = []
         for index, stage in enumerate(self.stages):
-            x = stage(x)
+            for block in stage:
+                x = block(x, pixel_mask)
             if f"stage{index + 1}" in self.out_features:
                 features.append(x)
         return features

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mask2former.activations import ACTIVATIONS
 from mask2former.configuration import SwinConfig
+from mask2former.padding import cell_mask, without_padding
 
 # Added to the attention scores of positions that a cyclic shift brought together from opposite
 # sides; the published weights were trained with this finite value.
@@ -83,7 +84,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("position_index", relative_position_index(size), persistent=False)
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """`windows` (B, L, C); `mask` (windows per image, 1, L, L) added to the scores."""
+        """`windows` (B, L, C); `mask` (B or a divisor of B, 1, L, L) is added to the scores."""
         count, length, channels = windows.shape
         qkv = self.qkv(windows).view(count, length, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
@@ -113,7 +114,7 @@ class SwinBlock(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = DropPath(drop_path)
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Window attention over a (N, H, W, C) map of any size."""
         _, height, width, _ = x.shape
         padding = (0, 0, 0, -width % self.window, 0, -height % self.window)
@@ -123,14 +124,40 @@ class SwinBlock(nn.Module):
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
             mask = shift_mask(padded_height, padded_width, self.window, self.shift, x)
+        if valid is not None:
+            absent = self._absent_mask(valid, padded_height, padded_width, x)
+            mask = absent if mask is None else absent + mask.repeat(len(x), 1, 1, 1)
         windows = self.attention(partition_windows(x, self.window), mask)
         x = merge_windows(windows, self.window, padded_height, padded_width)
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
         return x[:, :height, :width]
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.dropout(self.attend(self.norm1(x))))
+    def _absent_mask(self, valid: Tensor, height: int, width: int, like: Tensor) -> Tensor:
+        """(N * windows, 1, 1, L) additive mask that hides what an image alone would not have.
+
+        Alone, an image is filled up with zeros to whole windows; those zeros stay.
+        """
+
+        def present(extent: Tensor, size: int) -> Tensor:
+            whole = -(-extent // self.window) * self.window
+            return torch.arange(size, device=extent.device) < whole[:, None]
+
+        rows = present(valid.any(2).sum(1), height)
+        columns = present(valid.any(1).sum(1), width)
+        absent = ~(rows[:, :, None] & columns[:, None, :])[..., None]
+        absent = absent.roll((-self.shift, -self.shift), (1, 2))
+        windows = partition_windows(absent, self.window).squeeze(-1)
+        return torch.zeros(windows.shape, dtype=like.dtype, device=like.device).masked_fill(
+            windows, SHIFT_PENALTY
+        )[:, None, None]
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """`x` (N, H, W, C); `valid` bool (N, H, W), True where there is image."""
+        normal = self.norm1(x)
+        if valid is not None:
+            normal = normal * valid[..., None]
+        x = x + self.drop_path(self.dropout(self.attend(normal, valid)))
         hidden = self.activation(self.fc1(self.norm2(x)))
         return x + self.dropout(self.fc2(hidden))
 
@@ -181,7 +208,7 @@ class SwinBackbone(nn.Module):
                 self.merges.append(PatchMerging(dim // 2))
             # Every second block of a stage has shifted windows.
             blocks = [SwinBlock(config, dim, heads, i % 2 == 1, rates.pop(0)) for i in range(depth)]
-            self.stages.append(nn.Sequential(*blocks))
+            self.stages.append(nn.ModuleList(blocks))
             if f"stage{index + 1}" in config.out_features:
                 self.norms[f"stage{index + 1}"] = nn.LayerNorm(dim)
                 self.channels.append(dim)
@@ -202,7 +229,9 @@ class SwinBackbone(nn.Module):
         position = F.interpolate(position.permute(0, 3, 1, 2), (height, width), mode="bicubic")
         return position.permute(0, 2, 3, 1)
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
+        """`pixel_mask` bool (N, H, W), True where there is image; outputs are zero elsewhere."""
+        pixel_values = without_padding(pixel_values, pixel_mask)
         height, width = pixel_values.shape[-2:]
         patch = self.config.patch_size
         x = self.patch_embed(F.pad(pixel_values, (0, -width % patch, 0, -height % patch)))
@@ -211,9 +240,16 @@ class SwinBackbone(nn.Module):
             x = x + self._absolute_position(x.shape[1], x.shape[2])
         x = self.dropout(x)
         features = []
-        for index, stage in enumerate(self.stages):
-            x = stage(x if index == 0 else self.merges[index - 1](x))
+        valid = None
+        for index, blocks in enumerate(self.stages):
+            if index > 0:
+                x = self.merges[index - 1](x if valid is None else x * valid[..., None])
+            if pixel_mask is not None:
+                valid = cell_mask(pixel_mask, *x.shape[1:3])
+            for block in blocks:
+                x = block(x, valid)
             name = f"stage{index + 1}"
             if name in self.norms:
-                features.append(self.norms[name](x).permute(0, 3, 1, 2).contiguous())
+                feature = self.norms[name](x).permute(0, 3, 1, 2).contiguous()
+                features.append(without_padding(feature, pixel_mask))
         return features

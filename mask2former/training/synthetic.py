@@ -206,7 +206,7 @@ def train(
     rate: float,
     seed: int,
 ) -> None:
-    """Train with the package's loss and a one-cycle schedule; save the averaged weights in `out`."""
+    """Train with the package's loss, at one-cycle rates; save the averaged weights in `out`."""
     processor = bundled_processor()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=rate, fused=True)

@@ -1,0 +1,63 @@
+"""Keeping the padding of a batch out of the images.
+
+The images of a batch lie in the top left corners of a common canvas. Without a pixel mask the whole
+canvas is image. With one, every layer sees what it would see of the image alone: zeros beyond the
+image where a convolution pads with zeros, the last row and column again where a resize repeats
+them, and statistics of the image only. So an image gives the same result in any batch.
+
+A cell of a feature map belongs to the image if its top left pixel does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def cell_mask(pixel_mask: Tensor, height: int, width: int) -> Tensor:
+    """The pixel mask at the resolution of a feature map: bool (N, H, W) -> (N, height, width)."""
+    row_stride = -(-pixel_mask.shape[1] // height)
+    column_stride = -(-pixel_mask.shape[2] // width)
+    return pixel_mask[:, ::row_stride, ::column_stride]
+
+
+def without_padding(x: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """(N, C, H, W) with zeros in the cells that are padding."""
+    if pixel_mask is None:
+        return x
+    return x * cell_mask(pixel_mask, *x.shape[-2:])[:, None].to(x.dtype)
+
+
+def with_repeated_edges(x: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """(N, C, H, W) with the last row and column of each image repeated into its padding."""
+    if pixel_mask is None:
+        return x
+    mask = cell_mask(pixel_mask, *x.shape[-2:])
+    for dim, extent in ((2, mask.any(2).sum(1)), (3, mask.any(1).sum(1))):
+        index = torch.arange(x.shape[dim], device=x.device)[None].minimum(extent[:, None] - 1)
+        shape = [x.shape[0], 1, 1, 1]
+        shape[dim] = -1
+        x = x.gather(dim, index.view(shape).expand_as(x))
+    return x
+
+
+def group_norm(x: Tensor, norm: nn.GroupNorm, pixel_mask: Tensor | None) -> Tensor:
+    """`norm(x)` with the mean and variance of the image alone, and zeros in the padding."""
+    if pixel_mask is None:
+        return norm(x)
+    mask = cell_mask(pixel_mask, *x.shape[-2:])[:, None, None].to(x.dtype)
+    groups = x.unflatten(1, (norm.num_groups, -1))
+    count = mask.sum((2, 3, 4), keepdim=True) * groups.shape[2]
+    mean = (groups * mask).sum((2, 3, 4), keepdim=True) / count
+    centred = (groups - mean) * mask
+    variance = centred.square().sum((2, 3, 4), keepdim=True) / count
+    normal = (centred * torch.rsqrt(variance + norm.eps)).flatten(1, 2)
+    affine = normal * norm.weight[:, None, None] + norm.bias[:, None, None]
+    return without_padding(affine, pixel_mask)
+
+
+def resize(x: Tensor, size: tuple[int, int], pixel_mask: Tensor | None) -> Tensor:
+    """Bilinear resize of (N, C, H, W) in which the padding is never seen."""
+    x = with_repeated_edges(x, pixel_mask)
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
