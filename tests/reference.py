@@ -60,6 +60,7 @@ def make_labels(seed: int, counts: list[int], size: tuple[int, int], num_labels:
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative L2 error."""
     assert actual.shape == expected.shape
+    actual, expected = actual.detach(), expected.detach()
     return float((actual - expected).norm() / expected.norm().clamp(min=1e-300))
 
 
