@@ -21,12 +21,24 @@ class BatchFeature(dict):
         except KeyError:
             raise AttributeError(f"the batch has no entry {name!r}; it has {list(self)}") from None
 
-    def to(self, target: torch.device | torch.dtype | str | int) -> BatchFeature:
-        """Moves every tensor to a device, or casts the floating-point ones to a dtype; in place."""
+    def to(
+        self,
+        *targets: torch.device | torch.dtype | str | int,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> BatchFeature:
+        """Moves every tensor to a device and casts floating-point ones to a dtype; in place.
+
+        Either may be left out; both may be given by position or by name.
+        """
+        for target in targets:
+            if isinstance(target, torch.dtype):
+                dtype = target
+            else:
+                device = target
 
         def moved(tensor: Tensor) -> Tensor:
-            keep = isinstance(target, torch.dtype) and not tensor.is_floating_point()
-            return tensor if keep else tensor.to(target)
+            return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
         return self._converted(moved)
 

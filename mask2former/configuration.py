@@ -6,11 +6,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mask2former.activations import ACTIVATIONS
-from mask2former.checkpoints.folder import read_json, resolve_file, write_text
+from mask2former.checkpoints.folder import resolve_file
 from mask2former.errors import DataError
+from mask2former.files import read_json, write_text
 
 CONFIG_NAME = "config.json"
 
@@ -20,6 +21,30 @@ class _Config:
     """Named fields plus every key that this package does not know, kept for the way back."""
 
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True, repr=False)
+
+    MAY_BE_ZERO: ClassVar = {"encoder_layers", "ignore_value"}
+
+    def _check_fields(self) -> None:
+        """ValueError for a field whose value is not of the kind of its default."""
+        for f in dataclasses.fields(self):
+            default = f.default_factory() if callable(f.default_factory) else f.default
+            value = getattr(self, f.name)
+            least = 0 if f.name in self.MAY_BE_ZERO else 1
+            numbers = value if isinstance(value, (list, tuple)) else ()
+            if isinstance(default, bool):
+                fits, kind = isinstance(value, bool), "true or false"
+            elif isinstance(default, int):
+                fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+                kind = f"an integer of at least {least}"
+            elif isinstance(default, float):
+                fits, kind = isinstance(value, (int, float)), "a number"
+            elif isinstance(default, list):
+                fits = len(numbers) > 0 and all(isinstance(n, int) and n > 0 for n in numbers)
+                kind = "a list of positive integers"
+            else:
+                continue
+            if not fits:
+                raise ValueError(f"{f.name} is {value!r}; it must be {kind}.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]):
@@ -80,6 +105,7 @@ class SwinConfig(_Config):
     out_features: list[str] | None = None
 
     def __post_init__(self) -> None:
+        self._check_fields()
         _check_activation("hidden_act", self.hidden_act)
         self.depths, self.num_heads = list(self.depths), list(self.num_heads)
         if len(self.depths) != len(self.num_heads):
@@ -110,6 +136,7 @@ class ResNetConfig(_Config):
     out_features: list[str] | None = None
 
     def __post_init__(self) -> None:
+        self._check_fields()
         _check_activation("hidden_act", self.hidden_act)
         self.hidden_sizes, self.depths = list(self.hidden_sizes), list(self.depths)
         if self.layer_type not in ("basic", "bottleneck"):
@@ -133,6 +160,8 @@ def _backbone_config(value: Any) -> SwinConfig | ResNetConfig:
         return SwinConfig(depths=[2, 2, 18, 2], drop_path_rate=0.3)
     if isinstance(value, tuple(BACKBONE_CONFIGS.values())):
         return value
+    if not isinstance(value, dict) and not hasattr(value, "to_dict"):
+        raise ValueError(f"backbone_config is {value!r}; it must be a dict with a model_type.")
     values = dict(value if isinstance(value, dict) else value.to_dict())
     model_type = values.pop("model_type", None)
     if model_type not in BACKBONE_CONFIGS:
@@ -191,22 +220,23 @@ class Mask2FormerConfig(_Config):
     output_attentions: bool = False
     return_dict: bool = True
     id2label: dict[int, str] | None = None
-    num_labels: int | None = None
+    num_labels: dataclasses.InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, num_labels: int | None) -> None:
+        self._check_fields()
         _check_activation("activation_function", self.activation_function)
         self.backbone_config = _backbone_config(self.backbone_config)
         self.feature_strides = list(self.feature_strides)
         if self.id2label is None:
-            count = 2 if self.num_labels is None else self.num_labels
-            self.id2label = {index: f"LABEL_{index}" for index in range(count)}
+            self.num_labels = 2 if num_labels is None else num_labels
+        if not isinstance(self.id2label, dict):
+            raise ValueError(f"id2label is {self.id2label!r}; it must be a dict of id to label.")
         self.id2label = {int(key): str(label) for key, label in self.id2label.items()}
-        if self.num_labels not in (None, len(self.id2label)):
+        if num_labels not in (None, len(self.id2label)):
             raise ValueError(
-                f"num_labels is {self.num_labels} but id2label has {len(self.id2label)} labels."
+                f"num_labels is {num_labels} but id2label has {len(self.id2label)} labels."
             )
-        self.num_labels = len(self.id2label)
-        if sorted(self.id2label) != list(range(self.num_labels)):
+        if sorted(self.id2label) != list(range(len(self.id2label))):
             raise ValueError("The keys of id2label must be 0, 1, 2, ... without gaps.")
         heads = self.num_attention_heads
         if self.hidden_dim % heads or self.feature_size % heads:
@@ -223,15 +253,21 @@ class Mask2FormerConfig(_Config):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Mask2FormerConfig:
         """Build from the contents of a `config.json`; `id2label` wins over `num_labels`."""
-        derived = {"model_type", "architectures", "label2id"}
-        if values.get("id2label") is not None:
-            derived.add("num_labels")
-        return super().from_dict({k: v for k, v in values.items() if k not in derived})
+        if values.get("backbone_config") is None and values.get("backbone") is not None:
+            raise DataError(
+                f"The configuration names the backbone {values['backbone']!r}, but this version "
+                f"takes a backbone_config with a model_type of {sorted(BACKBONE_CONFIGS)} only."
+            )
+        # What follows from other keys, or says how a file's weights were stored.
+        derived = {"model_type", "architectures", "label2id", "num_labels", "dtype", "torch_dtype"}
+        config = super().from_dict({k: v for k, v in values.items() if k not in derived})
+        if values.get("id2label") is None and values.get("num_labels") is not None:
+            config.num_labels = values["num_labels"]
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a `config.json`."""
         values = super().to_dict()
-        del values["num_labels"]  # it is the length of id2label
         backbone = {"model_type": self.backbone_config.model_type, **self.backbone_config.to_dict()}
         return {
             **values,
@@ -242,12 +278,27 @@ class Mask2FormerConfig(_Config):
         }
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, **hub_options: Any) -> Mask2FormerConfig:
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+    ) -> Mask2FormerConfig:
         """Read `config.json` from a local folder or a hub repository.
 
-        `hub_options` are those of `mask2former.checkpoints.folder.resolve_file`.
+        Arguments and errors are those of `mask2former.checkpoints.folder.resolve_file`.
         """
-        path = resolve_file(name_or_folder, CONFIG_NAME, **hub_options)
+        path = resolve_file(
+            name_or_folder,
+            CONFIG_NAME,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
         values = read_json(path)
         if values.get("model_type") != cls.model_type:
             raise DataError(
@@ -256,7 +307,7 @@ class Mask2FormerConfig(_Config):
             )
         try:
             return cls.from_dict(values)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise DataError(f"{path} holds an invalid configuration: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -265,3 +316,17 @@ class Mask2FormerConfig(_Config):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
         return path
+
+
+def _set_num_labels(config: Mask2FormerConfig, count: int) -> None:
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"num_labels is {count!r}; it must be an integer of at least 1.")
+    config.id2label = {index: f"LABEL_{index}" for index in range(count)}
+
+
+# Outside of the class body, where the name stands for the argument of the constructor.
+Mask2FormerConfig.num_labels = property(
+    lambda config: len(config.id2label),
+    _set_num_labels,
+    doc="Number of labels. Setting it makes `id2label` anew, with unnamed labels.",
+)

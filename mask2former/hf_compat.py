@@ -59,7 +59,7 @@ def instance_segmentation(
         if target_sizes is not None:
             size = tuple(target_sizes[i])
             masks = F.interpolate(masks[None], size=size, mode="nearest")[0]
-        segmentation: Any = torch.full(size, -1.0)
+        segmentation: Any = torch.full(size, -1.0, device=mask_logits.device)
         segments, kept = [], []
         for score, label, mask in zip(scores.tolist(), labels.tolist(), masks, strict=True):
             if score < threshold or not mask.any():

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from mask2former import hf_compat, post_processing
 from mask2former.batch_feature import BatchFeature
-from mask2former.checkpoints.folder import read_json, resolve_file, write_text
+from mask2former.checkpoints.folder import resolve_file
 from mask2former.errors import DataError
+from mask2former.files import read_json, write_text
 from mask2former.image_input import image_list, image_tensor
 from mask2former.image_resize import (
     Size,
@@ -110,7 +111,9 @@ class Mask2FormerImageProcessor:
         if not isinstance(self.size_divisor, int) or self.size_divisor < 0:
             raise ValueError(f"size_divisor must be an integer >= 0, not {self.size_divisor!r}.")
         if not isinstance(self.rescale_factor, (int, float)) or self.rescale_factor == 0:
-            raise ValueError(f"rescale_factor must be a number, not {self.rescale_factor!r}.")
+            raise ValueError(
+                f"rescale_factor must be a number other than 0, not {self.rescale_factor!r}."
+            )
         self.resample = int(Image.Resampling(self.resample))
         self.image_mean = _per_channel("image_mean", self.image_mean, IMAGENET_MEAN)
         self.image_std = _per_channel("image_std", self.image_std, IMAGENET_STD)

@@ -28,16 +28,12 @@ def segmentation_losses(
         class_logits: (L, N, Q, num_labels + 1) of L predictions, the last one the model's answer.
         mask_embeddings: (L, N, Q, C).
         mask_features: (N, C, H, W).
-        mask_labels: per image (T_i, H_i, W_i), bool, uint8 or floating in [0, 1]; T_i may be 0.
-        class_labels: per image int64 (T_i,).
-
-    Raises:
-        ValueError: labels do not fit together, to the batch or to the number of classes.
+        mask_labels: per image (T_i, H, W) with values from 0 to 1, as `check_labels` wants them.
+        class_labels: per image (T_i,).
     """
-    _check_labels(mask_labels, class_labels, mask_features.shape[0], config.num_labels)
     device = mask_features.device
-    mask_labels = _pad_to_common_size([masks.to(device) for masks in mask_labels])
-    class_labels = [labels.to(device) for labels in class_labels]
+    mask_labels = [_sampleable(masks.to(device)) for masks in mask_labels]
+    class_labels = [labels.to(device, torch.int64) for labels in class_labels]
     with torch.autocast(device.type, enabled=False):
         if mask_features.dtype != torch.float64:
             class_logits, mask_embeddings = class_logits.float(), mask_embeddings.float()
@@ -162,32 +158,47 @@ def average_num_masks(class_labels: list[Tensor]) -> Tensor:
     return count.clamp(min=1)
 
 
-def _pad_to_common_size(masks: list[Tensor]) -> list[Tensor]:
-    """Masks of different sizes padded with zeros to the batch's largest height and width."""
-    height = max(m.shape[-2] for m in masks)
-    width = max(m.shape[-1] for m in masks)
-    return [F.pad(m, (0, width - m.shape[-1], 0, height - m.shape[-2])) for m in masks]
+def _sampleable(masks: Tensor) -> Tensor:
+    """Masks in a dtype that `point_sample` reads as it lies, at no precision lost."""
+    if masks.dtype in (torch.bool, torch.uint8, torch.float32):
+        return masks
+    return masks.float() if masks.is_floating_point() else masks.to(torch.uint8)
 
 
-def _check_labels(
-    mask_labels: list[Tensor], class_labels: list[Tensor], batch: int, num_labels: int
+def check_labels(
+    mask_labels: list[Tensor],
+    class_labels: list[Tensor],
+    batch: int,
+    size: tuple[int, int],
+    config: Mask2FormerConfig,
 ) -> None:
+    """Whether labels fit each other, pixel values of (height, width) `size`, and the classes.
+
+    Raises:
+        ValueError: they do not; the message names the image.
+    """
     if not len(mask_labels) == len(class_labels) == batch:
         raise ValueError(
             f"mask_labels has {len(mask_labels)} and class_labels {len(class_labels)} entries for "
             f"{batch} images; give one entry per image."
         )
     for i, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        if masks.dim() != 3 or labels.shape != masks.shape[:1]:
+        if masks.dim() != 3 or masks.shape[1:] != size or labels.shape != masks.shape[:1]:
             raise ValueError(
                 f"mask_labels[{i}] has shape {tuple(masks.shape)} and class_labels[{i}] "
-                f"{tuple(labels.shape)}; expected (T, height, width) and (T,)."
+                f"{tuple(labels.shape)}; expected (T, {size[0]}, {size[1]}), the size of "
+                "pixel_values, and (T,)."
             )
         if len(labels) == 0:
             continue
         lowest, highest = int(labels.min()), int(labels.max())
-        if lowest < 0 or highest >= num_labels:
+        if lowest < 0 or highest >= config.num_labels:
             raise ValueError(
                 f"class_labels[{i}] has labels from {lowest} to {highest}, but the model knows 0 "
-                f"to {num_labels - 1}."
+                f"to {config.num_labels - 1}."
+            )
+        if masks.dtype != torch.bool and (masks.min() < 0 or masks.max() > 1):
+            raise ValueError(
+                f"mask_labels[{i}] has values from {masks.min().item():g} to "
+                f"{masks.max().item():g}; give 0 and 1, for example masks > 0."
             )

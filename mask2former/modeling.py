@@ -3,24 +3,94 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mask2former.backbones import BACKBONES
 from mask2former.checkpoints.folder import read_weights, save_weights
-from mask2former.checkpoints.huggingface import from_huggingface, to_huggingface
+from mask2former.checkpoints.huggingface import BASE_PREFIX, from_huggingface, to_huggingface
 from mask2former.configuration import CONFIG_NAME, Mask2FormerConfig
 from mask2former.errors import DataError
-from mask2former.loss import segmentation_losses
+from mask2former.loss import check_labels, segmentation_losses
 from mask2former.outputs import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
+from mask2former.padding import checked_mask, whole_cells
 from mask2former.pixel_decoder import PixelDecoder, PixelDecoderOutput
 from mask2former.transformer_decoder import DecoderOutput, TransformerDecoder, mask_logits
 
+if TYPE_CHECKING:
+    from typing import Self  # since Python 3.11
 
-class Mask2FormerModel(nn.Module):
-    """Mask2Former without the class head: raw hidden states and mask predictions."""
+
+class _Pretrained(nn.Module):
+    """Loading and saving, for a model whose parameters the format names behind `prefix`."""
+
+    config: Mask2FormerConfig
+    prefix = ""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load `config.json` and the weights from a local folder or a Hugging Face repository.
+
+        Every parameter must be in the checkpoint and every key of the checkpoint must be known. The
+        model is returned in float32 and evaluation mode.
+
+        Args:
+            name_or_folder: a folder written by `save_pretrained` (here or in transformers), or a
+                repository such as "facebook/mask2former-swin-tiny-coco-panoptic".
+            revision: branch, tag or commit of the repository.
+            cache_dir: where downloads are kept; default: the hub's own cache.
+            token: for private repositories; default: the one that `hf auth login` stored.
+            local_files_only: never ask the hub.
+
+        Raises:
+            DataError: a file is missing or damaged, or keys or shapes do not fit.
+        """
+        hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "token": token,
+            "local_files_only": local_files_only,
+        }
+        config = Mask2FormerConfig.from_pretrained(name_or_folder, **hub)
+        path, weights = read_weights(name_or_folder, **hub)
+        try:
+            model = cls(config)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"The {CONFIG_NAME} of {name_or_folder} describes no model that can be built: "
+                f"{error}"
+            ) from error
+        expected = {cls.prefix + name: tensor for name, tensor in model.state_dict().items()}
+        state = from_huggingface(weights, expected, config, path)
+        model.load_state_dict({k.removeprefix(cls.prefix): v for k, v in state.items()})
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, readable here and in transformers."""
+        self.config.save_pretrained(folder)
+        weights = {self.prefix + name: tensor for name, tensor in self.state_dict().items()}
+        save_weights(folder, to_huggingface(weights, self.config))
+
+
+class Mask2FormerModel(_Pretrained):
+    """Mask2Former without the class head: raw hidden states and mask predictions.
+
+    Args:
+        config: architecture; weights are random until loaded by `from_pretrained`, which takes the
+            checkpoints of both models.
+    """
+
+    prefix = BASE_PREFIX
 
     def __init__(self, config: Mask2FormerConfig) -> None:
         super().__init__()
@@ -34,7 +104,11 @@ class Mask2FormerModel(nn.Module):
     ) -> tuple[list[Tensor], PixelDecoderOutput]:
         """Backbone feature maps, finest first, and the pixel decoder's output."""
         _check_inputs(pixel_values, pixel_mask, self.config.backbone_config.num_channels)
-        pixel_mask = effective_mask(pixel_mask)
+        pixel_mask = checked_mask(pixel_mask)
+        if pixel_mask is not None:
+            stride = max(self.config.feature_strides)
+            pixel_values = whole_cells(pixel_values, stride)
+            pixel_mask = whole_cells(pixel_mask, stride)
         features = self.backbone(pixel_values, pixel_mask)
         return features, self.pixel_decoder(features, pixel_mask)
 
@@ -63,7 +137,7 @@ class Mask2FormerModel(nn.Module):
         return output if as_dict else output.to_tuple()
 
 
-class Mask2FormerForUniversalSegmentation(nn.Module):
+class Mask2FormerForUniversalSegmentation(_Pretrained):
     """Mask2Former for semantic, instance and panoptic segmentation.
 
     Args:
@@ -101,11 +175,13 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
 
         Args:
             pixel_values: normalised images (N, C, H, W), floating.
-            mask_labels: per image (T_i, H_i, W_i), bool, uint8 or floating in [0, 1].
-            class_labels: per image int64 (T_i,).
+            mask_labels: per image (T_i, H, W), the size of pixel_values, of any dtype, with values
+                from 0 to 1; bool takes the least memory. T_i may be 0.
+            class_labels: per image (T_i,), integer.
             pixel_mask: (N, H, W), non-zero where there is image and 0 where there is padding, which
                 must lie at the bottom and right. An image gives the same answer in any batch.
-                Default: no padding.
+                Default: no padding. With padding, a canvas that is no multiple of the coarsest
+                stride is filled up to one, and mask logits are those of the larger canvas.
             output_hidden_states, output_auxiliary_logits, output_attentions: fill those fields;
                 default: as the configuration says.
             return_dict: False for a plain tuple of the fields that are present.
@@ -126,13 +202,14 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
         decoded = self.model.transformer_decoder(pixels, hidden, attend)
         losses = None
         if mask_labels is not None:
-            losses = self._losses(decoded, pixels, mask_labels, class_labels)
+            size = tuple(pixel_values.shape[-2:])
+            losses = self._losses(decoded, pixels, mask_labels, class_labels, size)
         predictions = self._predictions(decoded, pixels, auxiliary)
         output = Mask2FormerForUniversalSegmentationOutput(
             loss=None if losses is None else sum(losses.values()),
             **predictions[-1],
             auxiliary_logits=predictions[:-1] if auxiliary else None,
-            image_sizes=image_sizes(pixel_values, pixel_mask),
+            image_sizes=image_sizes(pixel_values, pixels.pixel_mask),
             loss_dict=None if losses is None else {k: v.detach() for k, v in losses.items()},
             **_state_fields(features, pixels, decoded, hidden, attend),
         )
@@ -144,7 +221,12 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
         pixels: PixelDecoderOutput,
         mask_labels: list[Tensor],
         class_labels: list[Tensor],
+        size: tuple[int, int],
     ) -> dict[str, Tensor]:
+        check_labels(mask_labels, class_labels, len(pixels.mask_features), size, self.config)
+        if pixels.pixel_mask is not None:
+            stride = max(self.config.feature_strides)
+            mask_labels = [whole_cells(masks, stride) for masks in mask_labels]
         first = 0 if self.config.use_auxiliary_loss else -1
         return segmentation_losses(
             self.class_predictor(torch.stack(decoded.states[first:])),
@@ -170,56 +252,13 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
             )
         ]
 
-    @classmethod
-    def from_pretrained(
-        cls, name_or_folder: str | Path, **hub_options: Any
-    ) -> Mask2FormerForUniversalSegmentation:
-        """Load `config.json` and the weights from a local folder or a Hugging Face repository.
-
-        Every parameter must be in the checkpoint and every key of the checkpoint must be known. The
-        model is returned in float32 and evaluation mode.
-
-        Args:
-            name_or_folder: a folder written by `save_pretrained` (here or in transformers), or a
-                repository such as "facebook/mask2former-swin-tiny-coco-panoptic".
-            hub_options: revision, cache_dir, token, local_files_only.
-
-        Raises:
-            DataError: a file is missing or damaged, or keys or shapes do not fit.
-        """
-        config = Mask2FormerConfig.from_pretrained(name_or_folder, **hub_options)
-        path, weights = read_weights(name_or_folder, **hub_options)
-        try:
-            model = cls(config)
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"The {CONFIG_NAME} of {name_or_folder} describes no model that can be built: "
-                f"{error}"
-            ) from error
-        model.load_state_dict(from_huggingface(weights, model.state_dict(), config, path))
-        return model.eval()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, readable here and in transformers."""
-        self.config.save_pretrained(folder)
-        save_weights(folder, to_huggingface(self.state_dict(), self.config))
-
-
-def effective_mask(pixel_mask: Tensor | None) -> Tensor | None:
-    """The pixel mask as bool; None if it masks nothing, which spares the model the work."""
-    if pixel_mask is None:
-        return None
-    mask = pixel_mask.bool()
-    return None if bool(mask.all()) else mask
-
 
 def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[int, int, int, int]]:
     """Per image (valid_height, valid_width, padded_height, padded_width) in pixels."""
-    height, width = pixel_values.shape[-2:]
+    height, width = (pixel_values if pixel_mask is None else pixel_mask).shape[-2:]
     if pixel_mask is None:
         return [(height, width, height, width)] * len(pixel_values)
-    mask = pixel_mask.bool()
-    valid = zip(mask.any(2).sum(1).tolist(), mask.any(1).sum(1).tolist(), strict=True)
+    valid = zip(pixel_mask.any(2).sum(1).tolist(), pixel_mask.any(1).sum(1).tolist(), strict=True)
     return [(rows, columns, height, width) for rows, columns in valid]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 
-class ModelOutput:
+class ModelOutput(Mapping):
     """Base of the output dataclasses: fields by name or by position, absent ones left out.
 
     `output["loss"]`, `output.loss` and `output[0]` are the same when the loss is there. Fields with
@@ -18,30 +19,25 @@ class ModelOutput:
 
     def to_tuple(self) -> tuple[Any, ...]:
         """All present fields in order."""
-        return tuple(value for _, value in self.items())
-
-    def items(self) -> list[tuple[str, Any]]:
-        """Present fields as (name, value), in order."""
-        fields = [f.name for f in dataclasses.fields(self) if f.metadata.get("in_tuple", True)]
-        return [(name, getattr(self, name)) for name in fields if getattr(self, name) is not None]
-
-    def keys(self) -> list[str]:
-        """Names of the present fields, in order."""
-        return [name for name, _ in self.items()]
+        return tuple(self.values())
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        if isinstance(key, str):
-            return dict(self.items())[key]
-        return self.to_tuple()[key]
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in list(self):
+            raise KeyError(key)
+        return getattr(self, key)
 
-    def __iter__(self):
-        return iter(self.keys())
+    def __iter__(self) -> Iterator[str]:
+        for field_ in dataclasses.fields(self):
+            if field_.metadata.get("in_tuple", True) and getattr(self, field_.name) is not None:
+                yield field_.name
 
     def __len__(self) -> int:
-        return len(self.keys())
+        return len(list(iter(self)))
 
 
-@dataclass
+@dataclass(eq=False)
 class Mask2FormerModelOutput(ModelOutput):
     """Output of `Mask2FormerModel`. N images, Q queries, C hidden_dim.
 
@@ -73,7 +69,7 @@ class Mask2FormerModelOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
     """Output of `Mask2FormerForUniversalSegmentation`, which post-processing takes.
 

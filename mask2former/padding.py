@@ -16,17 +16,45 @@ from torch.nn import functional as F
 
 
 def cell_mask(pixel_mask: Tensor, height: int, width: int) -> Tensor:
-    """The pixel mask at the resolution of a feature map: bool (N, H, W) -> (N, height, width)."""
-    row_stride = -(-pixel_mask.shape[1] // height)
-    column_stride = -(-pixel_mask.shape[2] // width)
-    return pixel_mask[:, ::row_stride, ::column_stride]
+    """The pixel mask at the resolution of a feature map: bool (N, H, W) -> (N, height, width).
+
+    The canvas must be whole cells; see `whole_cells`.
+    """
+    return pixel_mask[:, :: pixel_mask.shape[1] // height, :: pixel_mask.shape[2] // width]
+
+
+def checked_mask(pixel_mask: Tensor | None) -> Tensor | None:
+    """The pixel mask (N, H, W) as bool; None if it masks nothing, which spares the model the work.
+
+    Raises:
+        ValueError: an image is empty, or is no rectangle in the top left corner.
+    """
+    if pixel_mask is None:
+        return None
+    mask = pixel_mask.bool()
+    if bool(mask.all()):
+        return None
+    rows, columns = mask.any(2), mask.any(1)
+    whole = torch.equal(mask, rows[:, :, None] & columns[:, None, :])
+    cornered = all(bool((side[:, :-1] >= side[:, 1:]).all()) for side in (rows, columns))
+    if not (whole and cornered and bool(rows.any(1).all())):
+        raise ValueError(
+            "pixel_mask must be non-zero in one rectangle per image, in its top left corner."
+        )
+    return mask
+
+
+def whole_cells(x: Tensor, multiple: int) -> Tensor:
+    """Pixels, masks or labels (..., H, W) with zeros at the bottom and right up to a multiple."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
 
 
 def without_padding(x: Tensor, pixel_mask: Tensor | None) -> Tensor:
     """(N, C, H, W) with zeros in the cells that are padding."""
     if pixel_mask is None:
         return x
-    return x * cell_mask(pixel_mask, *x.shape[-2:])[:, None].to(x.dtype)
+    return x.masked_fill(~cell_mask(pixel_mask, *x.shape[-2:])[:, None], 0.0)
 
 
 def with_repeated_edges(x: Tensor, pixel_mask: Tensor | None) -> Tensor:
@@ -46,15 +74,17 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, pixel_mask: Tensor | None) -> Tens
     """`norm(x)` with the mean and variance of the image alone, and zeros in the padding."""
     if pixel_mask is None:
         return norm(x)
-    mask = cell_mask(pixel_mask, *x.shape[-2:])[:, None, None].to(x.dtype)
-    groups = x.unflatten(1, (norm.num_groups, -1))
+    # In half precision the sums over a map would overflow.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mask = cell_mask(pixel_mask, *x.shape[-2:])[:, None, None].to(dtype)
+    groups = x.to(dtype).unflatten(1, (norm.num_groups, -1))
     count = mask.sum((2, 3, 4), keepdim=True) * groups.shape[2]
     mean = (groups * mask).sum((2, 3, 4), keepdim=True) / count
     centred = (groups - mean) * mask
     variance = centred.square().sum((2, 3, 4), keepdim=True) / count
     normal = (centred * torch.rsqrt(variance + norm.eps)).flatten(1, 2)
     affine = normal * norm.weight[:, None, None] + norm.bias[:, None, None]
-    return without_padding(affine, pixel_mask)
+    return without_padding(affine.to(x.dtype), pixel_mask)
 
 
 def resize(x: Tensor, size: tuple[int, int], pixel_mask: Tensor | None) -> Tensor:

@@ -185,7 +185,8 @@ class PixelDecoder(nn.Module):
         padding = None
         if pixel_mask is not None:
             padding = ~torch.cat([mask.flatten(1) for mask in valid], dim=1)
-        points = reference_points(valid, dtype)
+        # Half precision is half a cell coarse at 128 cells, and the layer's locations follow these.
+        points = reference_points(valid, torch.promote_types(dtype, torch.float32))
         for layer in self.layers:
             x = layer(x, position, points, spatial_shapes, level_start_index, padding)
         levels = [

@@ -23,9 +23,10 @@ def sine_position_embedding(
         (N, channels, H, W) on the device of `valid`.
     """
     half = channels // 2
+    exact = torch.promote_types(dtype, torch.float32)  # half precision cannot count to 300
     index = torch.arange(half, device=valid.device)
-    frequency = temperature ** (2 * (index // 2).to(dtype) / half)
-    counts = valid.to(dtype)
+    frequency = temperature ** (2 * (index // 2).to(exact) / half)
+    counts = valid.to(exact)
 
     def embed(axis: int) -> Tensor:
         position = counts.cumsum(axis)
@@ -35,4 +36,4 @@ def sine_position_embedding(
         pairs = torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), dim=-1)
         return pairs.flatten(-2)
 
-    return torch.cat((embed(1), embed(2)), dim=-1).permute(0, 3, 1, 2)
+    return torch.cat((embed(1), embed(2)), dim=-1).permute(0, 3, 1, 2).to(dtype)

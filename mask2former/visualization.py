@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from mask2former.files import replacing
+
 Picture = Image.Image | np.ndarray
 Map = np.ndarray | torch.Tensor
 Colour = tuple[int, int, int]
@@ -352,10 +354,5 @@ def save_png(image: Picture, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: if the file cannot be written; a file already there is then left as it was.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(Path(path)) as temporary:
         _as_picture(image).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

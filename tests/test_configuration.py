@@ -54,6 +54,56 @@ def test_num_labels_makes_unnamed_labels():
         Mask2FormerConfig(num_labels=3, id2label={0: "a"})
 
 
+def test_labels_may_be_assigned_later_and_survive_saving(tmp_path):
+    config = Mask2FormerConfig()
+    config.num_labels = 5
+    assert config.id2label[4] == "LABEL_4"
+    config.id2label = {0: "a", 1: "b", 2: "c"}
+    assert config.num_labels == 3
+    config.save_pretrained(tmp_path)
+    assert Mask2FormerConfig.from_pretrained(tmp_path).id2label == config.id2label
+
+
+def test_num_labels_of_a_file_without_names_counts():
+    assert Mask2FormerConfig.from_dict({"num_labels": 4}).num_labels == 4
+
+
+def test_the_dtype_of_the_files_weights_is_not_carried_over():
+    config = Mask2FormerConfig.from_dict({"dtype": "float16", "torch_dtype": "float16"})
+    assert not {"dtype", "torch_dtype"} & set(config.to_dict())
+
+
+def test_a_named_backbone_is_refused_instead_of_replaced():
+    values = {"backbone": "resnet50", "use_timm_backbone": True, "backbone_config": None}
+    with pytest.raises(DataError, match="names the backbone 'resnet50'"):
+        Mask2FormerConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_queries": -1}, "num_queries is -1; it must be an integer of at least 1"),
+        ({"num_queries": "many"}, "num_queries is 'many'"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"decoder_layers": 0}, "decoder_layers is 0"),
+        ({"encoder_layers": -3}, "encoder_layers is -3; it must be an integer of at least 0"),
+        ({"dropout": "no"}, "dropout is 'no'; it must be a number"),
+        ({"pre_norm": "yes"}, "pre_norm is 'yes'; it must be true or false"),
+        ({"feature_strides": []}, "feature_strides is .*; it must be a list of positive integers"),
+        ({"id2label": [1, 2]}, "id2label is .*; it must be a dict"),
+        ({"backbone_config": "swin"}, "backbone_config is 'swin'; it must be a dict"),
+        ({"num_labels": 0}, "num_labels is 0"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named(tmp_path, change, message):
+    values = Mask2FormerConfig().to_dict() | change
+    if "num_labels" in change:
+        del values["id2label"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=message):
+        Mask2FormerConfig.from_pretrained(tmp_path)
+
+
 def test_id2label_must_have_no_gaps():
     with pytest.raises(ValueError, match="without gaps"):
         Mask2FormerConfig(id2label={1: "a"})

@@ -91,11 +91,10 @@ def test_a_few_steps_overfit_one_image():
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("change", [{"feature_size": 16}, {"num_queries": "many"}])
-def test_configuration_that_no_model_can_have_is_a_data_error(tmp_path, change):
+def test_configuration_that_no_model_can_have_is_a_data_error(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(values | change))
+    (tmp_path / "config.json").write_text(json.dumps(values | {"feature_size": 16}))
     with pytest.raises(DataError, match=r"config\.json of .* describes no model that can be built"):
         Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
 

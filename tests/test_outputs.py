@@ -8,7 +8,7 @@ def test_absent_fields_are_left_out_and_the_rest_is_in_order():
     output = Mask2FormerForUniversalSegmentationOutput(
         masks_queries_logits=torch.ones(1), class_queries_logits=torch.zeros(1)
     )
-    assert output.keys() == ["class_queries_logits", "masks_queries_logits"]
+    assert list(output.keys()) == ["class_queries_logits", "masks_queries_logits"]
     assert output[1] is output.masks_queries_logits is output["masks_queries_logits"]
     assert output.to_tuple() == (output.class_queries_logits, output.masks_queries_logits)
     assert len(output[:1]) == 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mask2former import Mask2FormerForUniversalSegmentation
+from mask2former import Mask2FormerForUniversalSegmentation, Mask2FormerModel
 from tests.reference import (
     make_labels,
     randomise,
@@ -142,3 +142,22 @@ def test_folder_that_we_write_loads_in_transformers(models, pixels, outputs, tmp
     with torch.no_grad():
         logits = again.eval()(pixels).masks_queries_logits
     assert relative_error(logits, outputs[1].masks_queries_logits) < LIMIT
+
+
+def test_bare_model_loads_the_folder_of_a_bare_transformers_model(models, tmp_path):
+    ours, theirs = models
+    theirs.model.save_pretrained(tmp_path)
+    again = Mask2FormerModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in ours.model.state_dict().items())
+
+
+def test_pre_norm_and_input_projection_agree(tmp_path):
+    options = {"pre_norm": True, "enforce_input_projection": True, "decoder_layers": 4}
+    theirs = randomise(transformers_model("resnet", encoder_layers=1, **options), seed=4)
+    theirs.double().eval().save_pretrained(tmp_path)
+    ours = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        a, b = ours(pixels), theirs(pixels)
+    assert relative_error(a.class_queries_logits, b.class_queries_logits) < LIMIT
+    assert relative_error(a.masks_queries_logits, b.masks_queries_logits) < LIMIT

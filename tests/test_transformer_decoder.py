@@ -54,12 +54,6 @@ def test_predictions_are_one_more_than_layers():
     assert len(output.masks_queries_logits) == 4
 
 
-def test_pre_norm_and_input_projection_change_the_architecture():
-    model = tiny_model(pre_norm=True, enforce_input_projection=True)
-    assert "model.transformer_decoder.input_projections.0.weight" in model.state_dict()
-    assert model(torch.randn(1, 3, 64, 64)).class_queries_logits.isfinite().all()
-
-
 def test_masks_of_earlier_predictions_steer_without_gradients():
     model = tiny_model()
     output = model(torch.randn(1, 3, 64, 64))

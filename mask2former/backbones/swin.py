@@ -156,7 +156,7 @@ class SwinBlock(nn.Module):
         """`x` (N, H, W, C); `valid` bool (N, H, W), True where there is image."""
         normal = self.norm1(x)
         if valid is not None:
-            normal = normal * valid[..., None]
+            normal = normal.masked_fill(~valid[..., None], 0.0)
         x = x + self.drop_path(self.dropout(self.attend(normal, valid)))
         hidden = self.activation(self.fc1(self.norm2(x)))
         return x + self.dropout(self.fc2(hidden))
@@ -243,7 +243,9 @@ class SwinBackbone(nn.Module):
         valid = None
         for index, blocks in enumerate(self.stages):
             if index > 0:
-                x = self.merges[index - 1](x if valid is None else x * valid[..., None])
+                x = self.merges[index - 1](
+                    x if valid is None else x.masked_fill(~valid[..., None], 0.0)
+                )
             if pixel_mask is not None:
                 valid = cell_mask(pixel_mask, *x.shape[1:3])
             for block in blocks:

@@ -1,11 +1,7 @@
-"""The files of a checkpoint: found in a local folder or on the Hugging Face hub, written whole."""
+"""The files of a checkpoint, in a local folder or on the Hugging Face hub."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mask2former.errors import DataError
+from mask2former.files import replacing
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -43,6 +40,8 @@ def resolve_file(
                 "or a Hugging Face model name."
             )
         return path
+    if folder.exists():
+        raise DataError(f"{folder} is a file; give the model's folder or a Hugging Face name.")
     if not _looks_like_hub_name(str(name_or_folder)):
         raise DataError(
             f"The folder {folder} does not exist; give an existing model folder or a Hugging Face "
@@ -110,40 +109,6 @@ def _download(
             "folder."
         ) from error
     return Path(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; DataError if it is not one."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} is not valid JSON ({error}); download or write it again."
-        ) from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path} must hold a JSON object, but it holds a {type(values).__name__}.")
-    return values
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it at the end, so that it is written whole or not.
-
-    Raises:
-        OSError: the folder cannot be written to, or the disk is full; nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def read_weights(

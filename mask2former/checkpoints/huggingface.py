@@ -11,6 +11,9 @@ from mask2former.checkpoints.keys import Rule, reverse, translate
 from mask2former.configuration import Mask2FormerConfig
 from mask2former.errors import DataError
 
+# A file of the model without the class head has the same names without this.
+BASE_PREFIX = "model."
+
 PIXEL = "model.pixel_level_module.decoder."
 DECODER = "model.transformer_module.decoder."
 OUR_ENCODER = "model.pixel_decoder.layers.*."
@@ -110,19 +113,24 @@ def key_table(config: Mask2FormerConfig) -> list[Rule]:
 
 
 def to_huggingface(weights: dict[str, Tensor], config: Mask2FormerConfig) -> dict[str, Tensor]:
-    """Our state dict under the Hugging Face names, complete for transformers' strict loading."""
+    """Our state dict under the Hugging Face names, complete for transformers' strict loading.
+
+    Without a class head the names lose `BASE_PREFIX`.
+    """
     translated, rest = translate(weights, key_table(config))
     if rest:
         raise RuntimeError(f"The key table does not cover {rest}.")
-    empty_weight = torch.ones(config.num_labels + 1)
-    empty_weight[-1] = config.no_object_weight
-    translated["criterion.empty_weight"] = empty_weight
     if config.backbone_config.model_type == "swin":
         backbone = config.backbone_config
         width = backbone.embed_dim * 2 ** (len(backbone.depths) - 1)
         translated[BACKBONE + "swin.layernorm.weight"] = torch.ones(width)
         translated[BACKBONE + "swin.layernorm.bias"] = torch.zeros(width)
-    return {name: tensor.contiguous() for name, tensor in translated.items()}
+    translated = {name: tensor.contiguous() for name, tensor in translated.items()}
+    if "class_predictor.weight" not in weights:
+        return {name.removeprefix(BASE_PREFIX): tensor for name, tensor in translated.items()}
+    empty_weight = torch.ones(config.num_labels + 1)
+    empty_weight[-1] = config.no_object_weight
+    return translated | {"criterion.empty_weight": empty_weight}
 
 
 def from_huggingface(
@@ -134,14 +142,19 @@ def from_huggingface(
     """A state dict of ours from the tensors of a checkpoint file.
 
     Args:
-        weights: tensors by foreign name.
-        expected: our model's state dict, for names, shapes and dtypes.
+        weights: tensors by foreign name, of the model with or without class head.
+        expected: the state dict that is wanted, for names, shapes and dtypes. Where it has no class
+            head, that of the file is left out.
         config: the model's configuration.
         path: the file, for messages.
 
     Raises:
         DataError: keys are missing or foreign, or a shape differs.
     """
+    if not any(name.startswith(BASE_PREFIX) for name in weights):
+        weights = {BASE_PREFIX + name: tensor for name, tensor in weights.items()}
+    if "class_predictor.weight" not in expected:
+        weights = {k: v for k, v in weights.items() if k.startswith(BASE_PREFIX)}
     weights = {k: v for k, v in weights.items() if not k.endswith(IGNORED_ENDINGS)}
     translated, foreign = translate(weights, reverse(key_table(config)))
     foreign += sorted(set(translated) - set(expected))

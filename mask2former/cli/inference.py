@@ -135,8 +135,9 @@ def segment_image(
 ) -> Segmentation:
     """Segment one RGB image at its own resolution.
 
-    The thresholds are those of the paper's evaluation code: a query counts if its class score is
-    at least `threshold`, a pixel belongs to it if its mask probability is at least
+    The thresholds are those of the paper's evaluation code: a query counts if its score exceeds
+    `threshold` (the class probability, in instance segmentation times the mean mask probability),
+    a pixel belongs to it if its mask probability is at least
     `mask_threshold`, and a segment stays if at least `overlap_threshold` of its mask is not
     covered by others. Semantic segmentation has no thresholds.
 

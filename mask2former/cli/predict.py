@@ -54,7 +54,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
     thresholds = parser.add_argument_group("thresholds of instance and panoptic segmentation")
     for name, default, meaning in (
-        ("--threshold", 0.8, "least class score of a segment"),
+        ("--threshold", 0.8, "score that a segment must exceed"),
         ("--mask-threshold", 0.5, "least mask probability of a pixel"),
         ("--overlap-threshold", 0.8, "least share of its mask that a segment keeps"),
     ):
@@ -167,8 +167,8 @@ def _predict_all(images: list[Path], model, processor, args: argparse.Namespace)
 
 
 def _predict_one(path: Path, model, processor, args: argparse.Namespace) -> None:
-    from mask2former.checkpoints.folder import write_text
     from mask2former.cli.inference import read_image, segment_image
+    from mask2former.files import write_text
     from mask2former.visualization import draw_segments, id_map_to_rgb, save_png
 
     image = read_image(path)

@@ -189,7 +189,8 @@ def step_optimizer(
         RuntimeError: the loss is not finite.
     """
     if not torch.isfinite(loss):
-        raise RuntimeError(f"The loss is {loss.item()}; train with a lower rate.")
+        step = schedule.last_epoch
+        raise RuntimeError(f"The loss is {loss.item()} at step {step}; train with a lower rate.")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), CLIP_NORM)

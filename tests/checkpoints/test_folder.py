@@ -5,14 +5,7 @@ import torch
 from huggingface_hub import errors
 
 from mask2former import DataError
-from mask2former.checkpoints.folder import (
-    read_json,
-    read_weights,
-    replacing,
-    resolve_file,
-    save_weights,
-    write_text,
-)
+from mask2former.checkpoints.folder import read_weights, resolve_file, save_weights
 
 
 def test_weights_round_trip(tmp_path):
@@ -39,6 +32,12 @@ def test_cut_off_weights_are_named(tmp_path, keep):
 def test_missing_folder_is_named():
     with pytest.raises(DataError, match="nowhere/at/all does not exist"):
         resolve_file("./nowhere/at/all", "config.json")
+
+
+def test_a_file_instead_of_a_folder_is_named(tmp_path):
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(DataError, match=r"photo\.jpg is a file; give the model's folder"):
+        resolve_file(tmp_path / "photo.jpg", "config.json")
 
 
 def test_missing_file_is_named(tmp_path):
@@ -87,19 +86,3 @@ def test_hub_failures_are_one_sentence(error, message):
 def test_an_uncached_hub_model_offline_is_one_sentence(tmp_path):
     with pytest.raises(DataError, match="not in the local cache"):
         resolve_file("owner/model", "config.json", cache_dir=tmp_path, local_files_only=True)
-
-
-def test_json_must_be_an_object(tmp_path):
-    (tmp_path / "x.json").write_text("[1]")
-    with pytest.raises(DataError, match="must hold a JSON object, but it holds a list"):
-        read_json(tmp_path / "x.json")
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "file.txt"
-    write_text(path, "old")
-    with pytest.raises(RuntimeError, match="midway"), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("midway")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from mask2former import DataError, Mask2FormerForUniversalSegmentation
+from mask2former import DataError, Mask2FormerForUniversalSegmentation, Mask2FormerModel
 from mask2former.checkpoints.folder import read_weights, save_weights
 from mask2former.checkpoints.huggingface import to_huggingface
 from tests.reference import tiny_model
@@ -21,6 +21,18 @@ def test_save_and_load_restores_every_tensor(model, tmp_path):
     assert again.config == model.config
     theirs = again.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_bare_model_loads_from_both_kinds_of_folder_and_saves_its_own(model, tmp_path):
+    model.save_pretrained(tmp_path / "whole")
+    bare = Mask2FormerModel.from_pretrained(tmp_path / "whole")
+    bare.save_pretrained(tmp_path / "bare")
+    _, names = read_weights(tmp_path / "bare")
+    assert not any(name.startswith(("model.", "class_predictor", "criterion")) for name in names)
+    again = Mask2FormerModel.from_pretrained(tmp_path / "bare").state_dict()
+    assert all(torch.equal(again[k], v) for k, v in model.model.state_dict().items())
+    with pytest.raises(DataError, match=r"misses 2 key\(s\), such as 'class_predictor\.bias'"):
+        Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "bare")
 
 
 def test_half_precision_files_load_as_float32(model, tmp_path):

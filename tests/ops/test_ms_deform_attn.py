@@ -11,7 +11,7 @@ from tests.ops.tolerances import assert_close
 
 OP = torch.ops.mask2former_ops.ms_deform_attn.default
 BACKWARD = torch.ops.mask2former_ops.ms_deform_attn_backward.default
-# The operator runs the kernel where there is one; the reference must hold the same limits everywhere.
+# The operator runs the kernel where there is one; the reference must hold the same limits.
 IMPLEMENTATIONS = [(OP, BACKWARD), (reference.ms_deform_attn, reference.ms_deform_attn_backward)]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 ALL = [True, True, True]
@@ -228,12 +228,12 @@ WRONG = [
     (0, lambda x: x[0], r"value must have 4 dimensions \(N, S, M, D\), but has shape \(55, 3, 5\)"),
     (0, lambda x: x.long(), "value must be float64 or .* but is int64"),
     (1, lambda x: x.int(), "spatial_shapes must be int64, but is int32"),
-    (1, lambda x: x[:, :1], r"spatial_shapes must have shape \(L, 2\) = \(any, 2\), but has \(3, 1"),
+    (1, lambda x: x[:, :1], r"spatial_shapes must have shape \(L, 2\) = \(any, 2\), but has"),
     (2, lambda x: x[:2], r"level_start_index must have shape \(L\) = \(3\), but has \(2\)"),
     (3, lambda x: x.float(), "sampling_locations must be float64, but is float32"),
     (3, lambda x: x[..., :1], r"sampling_locations must have shape .* = \(2, any, 3, 3, any, 2\)"),
     (3, lambda x: x[:1], "sampling_locations must have shape"),
-    (4, lambda x: x[:, 1:], r"attention_weights must have shape \(N, Q, M, L, P\) = \(2, 7, 3, 3, 4"),
+    (4, lambda x: x[:, 1:], r"attention_weights must have shape .* = \(2, 7, 3, 3, 4\)"),
     (5, lambda x: [1, 2], r"num_points must be 3 counts, .*, but is \[1, 2\]"),
     (5, lambda x: [1, 2, -1], r"num_points must be 3 counts, .*, but is \[1, 2, -1\]"),
     (5, lambda x: [1, 2, 3], r"sampling_locations must have 5 dimensions .* sum\(num_points\)"),

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-# The largest error measured over all op tests stands beside each limit.
+# Beside each limit the largest error measured over all op tests, kernel and reference alike.
 RELATIVE_ERROR = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-6,
-    torch.float16: 1e-3,
-    torch.bfloat16: 8e-3,
+    torch.float64: 1e-12,  # 6e-16
+    torch.float32: 1e-6,  # 3.1e-7
+    torch.float16: 1e-3,  # 2.7e-4, the rounding of the results themselves
+    torch.bfloat16: 8e-3,  # 2.3e-3, likewise
 }
 
 

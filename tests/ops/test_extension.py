@@ -1,0 +1,84 @@
+"""Loading the library and saying why there is none."""
+
+import importlib
+import json
+import sys
+
+import pytest
+
+from mask2former_ops import FallbackWarning, _extension
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A folder in which the package believes to lie."""
+    monkeypatch.setattr(_extension, "__file__", str(tmp_path / "_extension.py"))
+    return tmp_path
+
+
+def fail_with(monkeypatch, error):
+    def import_module(name):
+        assert name == "mask2former_ops._C"
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+
+
+ABSENT = ModuleNotFoundError("No module named 'mask2former_ops._C'", name="mask2former_ops._C")
+
+
+def test_the_reason_noted_by_the_build_is_given(package, monkeypatch):
+    (package / "_build_info.json").write_text(json.dumps({"missing": "no compiler"}))
+    fail_with(monkeypatch, ABSENT)
+    assert _extension.load() == "no compiler"
+
+
+def test_a_tree_that_was_never_built_says_how_to_build_it(package, monkeypatch):
+    fail_with(monkeypatch, ABSENT)
+    assert "pip install" in _extension.load()
+
+
+def test_a_library_that_does_not_load_gives_the_linkers_words(package, monkeypatch):
+    fail_with(monkeypatch, ImportError("_C.abi3.so: undefined symbol: torch_parallel_for"))
+    assert _extension.load().endswith("undefined symbol: torch_parallel_for")
+
+
+def test_another_missing_module_is_an_error(package, monkeypatch):
+    fail_with(monkeypatch, ModuleNotFoundError("No module named 'other'", name="other"))
+    with pytest.raises(ModuleNotFoundError, match="other"):
+        _extension.load()
+
+
+def test_a_broken_library_file_is_reported_not_raised(package, monkeypatch):
+    (package / "_C.abi3.so").write_bytes(b"not a library")
+    monkeypatch.setattr(sys.modules["mask2former_ops"], "__path__", [str(package)])
+    monkeypatch.delitem(sys.modules, "mask2former_ops._C", raising=False)
+    monkeypatch.delattr(sys.modules["mask2former_ops"], "_C", raising=False)
+    assert _extension.load().startswith("the library could not be loaded: ")
+
+
+def test_a_fallback_warns_once_for_each_device(monkeypatch):
+    monkeypatch.setattr(_extension, "_warned", set())
+    with pytest.warns(FallbackWarning, match="cuda tensors .* no kernels for cuda") as caught:
+        for _ in range(3):
+            _extension.warn_of_fallback("point_sample", "cuda")
+            _extension.warn_of_fallback("ms_deform_attn", "mps")
+    assert len(caught) == 1
+
+
+def test_the_reason_is_that_of_the_missing_library(monkeypatch):
+    monkeypatch.setattr(_extension, "MISSING", "no compiler")
+    monkeypatch.setattr(
+        _extension.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False
+    )
+    assert _extension.why_no_kernel("point_sample", "cpu") == "no compiler"
+    assert (
+        _extension.why_no_kernel("point_sample", "cuda") == "this version has no kernels for cuda"
+    )
+
+
+@pytest.mark.skipif(_extension.MISSING is not None, reason=str(_extension.MISSING))
+def test_with_the_library_every_op_has_a_cpu_kernel():
+    for op in ("ms_deform_attn", "point_sample"):
+        assert _extension.why_no_kernel(op, "cpu") is None
+        assert _extension.why_no_kernel(f"{op}_backward", "cpu") is None

@@ -1,0 +1,44 @@
+"""The build report."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import mask2former_ops
+from mask2former_ops import _extension
+from mask2former_ops.__main__ import report
+
+
+def test_it_names_versions_and_what_runs_on_each_device():
+    lines = report().splitlines()
+    assert lines[0] == f"mask2former_ops {mask2former_ops.__version__}"
+    assert any(line.split() == ["torch", torch.__version__] for line in lines)
+    for op in ("ms_deform_attn", "point_sample"):
+        assert any(line.startswith(f"{op:15} cpu") for line in lines)
+        (cuda,) = [line for line in lines if line.startswith(f"{op:15} cuda")]
+        assert cuda.endswith("PyTorch reference: this version has no kernels for cuda")
+
+
+def test_without_a_library_it_says_why(monkeypatch):
+    monkeypatch.setattr(_extension, "MISSING", "no compiler was there")
+    assert "library         none: no compiler was there" in report()
+
+
+@pytest.mark.skipif(_extension.MISSING is not None, reason=str(_extension.MISSING))
+def test_with_a_library_it_names_file_and_compiler(monkeypatch):
+    info = {"backends": ["cpu"], "compiler": "g++ 99", "machine": "riscv64", "torch": "2.11.0"}
+    monkeypatch.setattr(_extension, "build_info", lambda: info)
+    text = report()
+    assert "_C.abi3.so" in text
+    assert "by g++ 99 for riscv64 against torch 2.11.0" in text
+    assert "ms_deform_attn  cpu   compiled kernel" in text
+    monkeypatch.setattr(_extension, "build_info", dict)
+    assert "unknown compiler" in report()
+
+
+def test_it_runs_as_a_command():
+    command = [sys.executable, "-m", "mask2former_ops"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == report()

@@ -1,0 +1,20 @@
+import pytest
+
+from mask2former import DataError
+from mask2former.files import read_json, replacing, write_text
+
+
+def test_json_must_be_an_object(tmp_path):
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(DataError, match="must hold a JSON object, but it holds a list"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError, match="midway"), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("midway")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
