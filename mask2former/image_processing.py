@@ -444,7 +444,7 @@ class Mask2FormerImageProcessor:
         settings = read_json(path)
         try:
             processor = cls.from_dict(settings)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise DataError(f"{path} cannot be used: {error}") from error
         return processor._overridden(overrides)
 

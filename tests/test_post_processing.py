@@ -177,7 +177,6 @@ def test_semantic_is_the_best_sum_of_class_times_mask_probability(target):
 
 def test_semantic_at_384_is_what_transformers_gives():
     transformers = pytest.importorskip("transformers")
-    pytest.importorskip("torchvision")
     outputs = random_outputs(2, batch=2, cells=(384, 384))
     expected = transformers.Mask2FormerImageProcessor().post_process_semantic_segmentation(outputs)
     result = Mask2FormerImageProcessor().post_process_semantic_segmentation(outputs)
@@ -436,7 +435,6 @@ def test_row_11_only_things_are_instances_when_they_are_known(things):
 
 def test_instances_at_384_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
-    pytest.importorskip("torchvision")
     outputs = random_outputs(4, batch=2, cells=(384, 384))
     arguments = {"threshold": 0.3, "return_binary_maps": True}
     theirs = transformers.Mask2FormerImageProcessor()

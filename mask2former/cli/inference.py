@@ -118,8 +118,15 @@ def run_model(
     processor: Mask2FormerImageProcessor,
     image: Image.Image,
 ):
-    """The model's output for one image, preprocessed by `processor` and moved to the model."""
-    inputs = processor(images=image, return_tensors="pt").to(model.device)
+    """The model's output for one image, preprocessed by `processor` and moved to the model.
+
+    Raises:
+        DataError: the processor's settings do not suit the image, or the model.
+    """
+    try:
+        inputs = processor(images=image, return_tensors="pt").to(model.device)
+    except ValueError as error:
+        raise DataError(f"The model's {PROCESSOR_FILE} does not suit the image: {error}") from error
     return model(**inputs, return_dict=True)
 
 
