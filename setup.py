@@ -23,6 +23,7 @@ FLAGS = [
     "-fno-trapping-math",
     "-Wall",
     "-Wno-psabi",
+    "-g0",
 ]
 TORCH_2_11 = "0x020b000000000000"  # the oldest torch whose stable ABI the library needs
 
@@ -78,13 +79,13 @@ def with_library(request: str) -> dict:
                     "torch": torch.__version__,
                 }
             except Exception as error:
+                found = not isinstance(error, FileNotFoundError)
+                reason = "the kernels did not compile" if found else "no C++ compiler was found"
+                reason = " ".join(f"{reason} when the package was built: {error}".split())
                 if request == "cpu":
-                    raise
-                reason = f"the C++ compiler failed when the package was built: {error}"
-                outcome = {"missing": " ".join(reason.split())}
-                print(
-                    f"mask2former_ops: no compiled kernels, {outcome['missing']}", file=sys.stderr
-                )
+                    sys.exit(f"MASK2FORMER_BUILD=cpu: {reason}")
+                print(f"mask2former_ops has no compiled kernels: {reason}", file=sys.stderr)
+                outcome = {"missing": reason}
             self.inplace = inplace
             note_outcome(Path(self.get_ext_fullpath(LIBRARY)).parent, outcome)
             if "missing" in outcome:

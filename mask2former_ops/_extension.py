@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+NEVER_BUILT = "it was never built here: run pip install --editable . in the source tree"
+
 
 class FallbackWarning(UserWarning):
     """The slower PyTorch reference runs where there could have been a compiled kernel."""
@@ -26,7 +28,7 @@ def load() -> str | None:
     except ModuleNotFoundError as error:
         if error.name != "mask2former_ops._C":
             raise
-        return build_info().get("missing", "this source tree was never built")
+        return build_info().get("missing", NEVER_BUILT)
     except ImportError as error:  # it is there, but the dynamic linker refuses it
         return f"the library could not be loaded: {error}"
     return None

@@ -10,10 +10,13 @@
 #include "../bilinear.h"
 
 // One copy of a kernel for each instruction set; the loader picks one. It needs glibc's ifunc.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && \
-    !defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12
 #define MASK2FORMER_KERNEL \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else  // has no dispatch by level; these lack fused multiply-add
+#define MASK2FORMER_KERNEL __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define MASK2FORMER_KERNEL
 #endif

@@ -78,8 +78,8 @@ def ms_deform_attn_backward(
             grad_attention += torch.where(corner.inside, corner.weight * dot, 0)
             grad_x += torch.where(corner.inside, corner.slope_x * dot * attention, 0)
             grad_y += torch.where(corner.inside, corner.slope_y * dot * attention, 0)
-    nothing = value.new_empty(0)
-    grad_value, grad_locations, grad_weights = nothing, nothing.clone(), nothing.clone()
+    grad_value, grad_locations = value.new_empty(0), sampling_locations.new_empty(0)
+    grad_weights = attention_weights.new_empty(0)
     if output_mask[0]:
         grad_value = grad_rows[:-1].view(value.shape).to(value.dtype, copy=True)
     if output_mask[1]:

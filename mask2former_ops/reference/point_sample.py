@@ -17,7 +17,7 @@ def point_sample(input: Tensor, points: Tensor, *, align_corners: bool = False) 
     """See `mask2former_ops.point_sample`; arguments are taken as valid."""
     n, c, height, width = input.shape
     dtype = accumulation_dtype(input.dtype)
-    flat_points = points.reshape(points.shape[0], -1, 2)
+    flat_points = points.flatten(1, -2)
     pixels = input.flatten(2)
     output = torch.zeros(n, c, flat_points.shape[1], dtype=dtype, device=input.device)
     if pixels.numel() and output.numel():
@@ -38,11 +38,11 @@ def point_sample_backward(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of input and points; one that is not asked for is an empty (0,)."""
-    n, c, height, width = input.shape
+    height, width = input.shape[2:]
     dtype = accumulation_dtype(input.dtype)
-    flat_points = points.reshape(points.shape[0], -1, 2)
+    flat_points = points.flatten(1, -2)
     pixels = input.flatten(2)
-    grad = grad_output.reshape(n, c, -1).to(dtype)
+    grad = grad_output.flatten(2).to(dtype)
     grad_pixels = torch.zeros(pixels.shape, dtype=dtype, device=input.device)
     grad_x, grad_y = (
         torch.zeros(flat_points.shape[:2], dtype=dtype, device=input.device) for _ in "xy"
@@ -59,8 +59,7 @@ def point_sample_backward(
                 dot = (sampled * grad).sum(1).sum_to_size(corner.weight.shape)
                 grad_x += torch.where(corner.inside, corner.slope_x * dot, 0)
                 grad_y += torch.where(corner.inside, corner.slope_y * dot, 0)
-    nothing = torch.empty(0, dtype=dtype, device=input.device)
-    grad_input, grad_points = nothing, nothing.clone()
+    grad_input, grad_points = input.new_empty(0), points.new_empty(0)
     if output_mask[0]:
         grad_input = grad_pixels.view(input.shape).to(input.dtype)
     if output_mask[1]:
