@@ -41,7 +41,7 @@ class MSDeformAttn(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Offsets start as rings: head h looks along angle 2 pi h / heads, point p at distance p + 1."""
+        """Offsets start as rings: head h looks along 2 pi h / heads, point p at distance p + 1."""
         angles = torch.arange(self.n_heads, dtype=torch.float32) * (2 * math.pi / self.n_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions /= directions.abs().amax(dim=-1, keepdim=True)
