@@ -81,6 +81,12 @@ def run(args: argparse.Namespace) -> int:
     done = 0
     if images:
         _make_folder(args.out)
+        if args.model is None:
+            print(
+                "mask2former: the bundled model knows only rendered shapes on sky, ground and "
+                "water; for photographs name a model with --model.",
+                file=sys.stderr,
+            )
         model, processor = load_model(args.model, device)
         done = _predict_all(images, model, processor, args)
     failed = len(images) - done + len(errors)

@@ -327,3 +327,10 @@ def test_the_process_ends_with_the_status_and_without_a_traceback(tiny_model, tm
         f"mask2former: {bad} is not an image that Pillow can read; convert it."
     ]
     assert result.stdout == "0 images segmented, 1 failed\n"
+
+
+def test_the_bundled_model_says_what_it_knows(picture, tmp_path, capsys):
+    picture.save(tmp_path / "view.png")
+    out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["predict", str(tmp_path / "view.png"), *out]) == 0
+    assert "knows only rendered shapes" in capsys.readouterr().err
