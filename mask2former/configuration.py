@@ -105,6 +105,10 @@ class SwinConfig(_Config):
     out_features: list[str] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size"):  # files may give a square as [side, side]
+            side = getattr(self, name)
+            if isinstance(side, (list, tuple)) and len(set(side)) == 1:
+                setattr(self, name, side[0])
         self._check_fields()
         _check_activation("hidden_act", self.hidden_act)
         self.depths, self.num_heads = list(self.depths), list(self.num_heads)

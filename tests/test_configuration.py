@@ -132,6 +132,13 @@ def test_unknown_activation_is_named_with_the_known_ones(make, name):
         make()
 
 
+def test_a_square_may_be_given_by_both_sides():
+    config = SwinConfig(image_size=[224, 224], patch_size=(4, 4))
+    assert (config.image_size, config.patch_size) == (224, 4)
+    with pytest.raises(ValueError, match="patch_size is"):
+        SwinConfig(patch_size=[4, 2])
+
+
 def test_unknown_stage_is_named():
     with pytest.raises(ValueError, match="stage9"):
         SwinConfig(out_features=["stage9"])
