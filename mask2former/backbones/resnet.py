@@ -56,13 +56,15 @@ class ResidualBlock(nn.Module):
 class ResNetBackbone(nn.Module):
     """Stem and stages; returns the feature maps of the stages in `config.out_features`.
 
-    `channels` holds their widths. Input (N, C, H, W); outputs have strides 4, 8, 16, 32 (twice that
-    with `downsample_in_first_stage`).
+    `channels` holds their widths, `stride` is that of the coarsest stage in pixels. Input
+    (N, C, H, W); outputs have strides 4, 8, 16, 32 (twice that with `downsample_in_first_stage`).
     """
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.out_features = config.out_features
+        halvings = len(config.depths) - 1 + config.downsample_in_first_stage
+        self.stride = 4 * 2**halvings
         self.stem = ConvNorm(config.num_channels, config.embedding_size, 7, stride=2)
         self.activation = ACTIVATIONS[config.hidden_act]
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)

@@ -180,13 +180,15 @@ class PatchMerging(nn.Module):
 class SwinBackbone(nn.Module):
     """Patch embedding and stages; returns the normalised maps of the stages in `out_features`.
 
-    `channels` holds their widths. Input (N, C, H, W) of any size; it is padded with zeros to whole
-    patches. Outputs are (N, C_i, H_i, W_i) with strides 4, 8, 16, 32 for a patch size of 4.
+    `channels` holds their widths, `stride` is that of the coarsest stage in pixels. Input
+    (N, C, H, W) of any size; it is padded with zeros to whole patches. Outputs are
+    (N, C_i, H_i, W_i) with strides 4, 8, 16, 32 for a patch size of 4.
     """
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
         self.config = config
+        self.stride = config.patch_size * 2 ** (len(config.depths) - 1)
         self.patch_embed = nn.Conv2d(
             config.num_channels, config.embed_dim, config.patch_size, config.patch_size
         )

@@ -20,7 +20,10 @@ def test_only_the_named_stages_are_returned():
 
 def test_first_stage_may_downsample():
     config = ResNetConfig(depths=[1, 1, 1, 1], downsample_in_first_stage=True)
-    assert ResNetBackbone(config).eval()(torch.randn(1, 3, 64, 64))[0].shape[-1] == 8
+    backbone = ResNetBackbone(config).eval()
+    features = backbone(torch.randn(1, 3, 128, 128))
+    assert [feature.shape[-1] for feature in features] == [16, 8, 4, 2]
+    assert backbone.stride == 64
 
 
 def test_resnet50_has_the_known_number_of_parameters():

@@ -53,6 +53,12 @@ def test_any_image_size_gives_maps_of_the_right_strides(size):
         height, width = -(-height // 2), -(-width // 2)
 
 
+def test_stride_is_that_of_the_coarsest_stage():
+    backbone = SwinBackbone(SwinConfig(**SMALL, patch_size=2)).eval()
+    assert backbone.stride == 16
+    assert backbone(torch.randn(1, 3, 64, 64))[-1].shape[2:] == (4, 4)
+
+
 def test_absolute_position_embedding_is_resized_to_the_image():
     backbone = SwinBackbone(SwinConfig(**SMALL, use_absolute_embeddings=True, image_size=32)).eval()
     torch.nn.init.normal_(backbone.position)
