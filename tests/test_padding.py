@@ -96,9 +96,9 @@ def test_the_backbones_own_stride_decides_what_whole_cells_are():
     """A first stage that halves makes the coarsest stride 64, whatever the strides are called."""
     backbone = tiny_model().config.backbone_config
     model = tiny_model(backbone_config=replace(backbone, downsample_in_first_stage=True)).double()
-    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    pixels, mask = torch.zeros(1, 3, 96, 96, dtype=torch.float64), torch.zeros(1, 96, 96)
-    pixels[..., :64, :64], mask[:, :64, :64] = image, 1
+    image = torch.randn(1, 3, 128, 128, dtype=torch.float64)
+    pixels, mask = torch.zeros(1, 3, 160, 160, dtype=torch.float64), torch.zeros(1, 160, 160)
+    pixels[..., :128, :128], mask[:, :128, :128] = image, 1
     alone = model(image).class_queries_logits
     assert relative_error(model(pixels, pixel_mask=mask).class_queries_logits, alone) < 1e-12
 
