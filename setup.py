@@ -96,7 +96,8 @@ def with_library(request: str) -> dict:
         sorted(str(path) for path in (Path("csrc/module.cpp"), *Path("csrc/cpu").glob("*.cpp"))),
         depends=[str(path) for path in Path("csrc").rglob("*.h")],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_2_11)],
-        extra_compile_args=FLAGS,
+        # Last, so that they win: the sanitizers need their own optimisation level.
+        extra_compile_args=[*FLAGS, *os.environ.get("CXXFLAGS", "").split()],
         py_limited_api=True,
     )
     return {

@@ -58,6 +58,14 @@ std::string shape_text(const Sizes& sizes) {
   return text.str();
 }
 
+// As Python prints a list.
+inline std::string list_text(const std::vector<int64_t>& numbers) {
+  std::string text = shape_text(numbers);
+  text.front() = '[';
+  text.back() = ']';
+  return text;
+}
+
 inline void check_shape(const char* op, const char* name, const Tensor& tensor, const char* layout,
                         const std::vector<int64_t>& expected) {
   const auto sizes = tensor.sizes();
@@ -83,6 +91,13 @@ inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
     names += (names.empty() ? "" : " or ") + last;
   }
   fail(op, ": ", name, " must be ", names, ", but is ", dtype_name(tensor.scalar_type()));
+}
+
+// Says which gradients are wanted.
+inline void check_output_mask(const char* op, const std::vector<bool>& mask, size_t count) {
+  if (mask.size() != count) {
+    fail(op, ": output_mask must have ", count, " values, but has ", mask.size());
+  }
 }
 
 // The kernels read memory of the host.

@@ -2,6 +2,7 @@
 
 import importlib
 import platform
+from types import ModuleType
 
 import torch
 
@@ -22,6 +23,7 @@ def report() -> str:
         lines.append(f"library         {library.__file__}")
         lines.append(f"backends        {', '.join(info.get('backends', ['unknown']))}")
         lines.append(f"built           {built(info)}")
+        lines.append(f"instructions    {library.instruction_set()}{others(library)}")
     else:
         lines.append(f"library         none: {_extension.MISSING}")
     for op in ("ms_deform_attn", "point_sample"):
@@ -30,6 +32,12 @@ def report() -> str:
             runs = f"PyTorch reference: {reason}" if reason else "compiled kernel"
             lines.append(f"{op:15} {device:4}  {runs}")
     return "\n".join(lines)
+
+
+def others(library: ModuleType) -> str:
+    """The instruction sets that MASK2FORMER_CPU could choose instead."""
+    names = [name for name in library.instruction_sets() if name != library.instruction_set()]
+    return f" (MASK2FORMER_CPU can choose {' or '.join(names)})" if names else ""
 
 
 def built(info: dict[str, str]) -> str:

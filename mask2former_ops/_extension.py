@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,26 @@ def build_info() -> dict[str, Any]:
 
 
 def load() -> str | None:
-    """Loads the library, which registers its kernels; returns None, or why there is no library."""
+    """Loads the library, which registers its kernels; returns None, or why there is no library.
+
+    Raises:
+        ValueError: the environment variable MASK2FORMER_CPU names an instruction set that this
+            machine or this build has no kernels for.
+    """
     try:
-        importlib.import_module("mask2former_ops._C")
+        library = importlib.import_module("mask2former_ops._C")
     except ModuleNotFoundError as error:
         if error.name != "mask2former_ops._C":
             raise
         return build_info().get("missing", NEVER_BUILT)
     except ImportError as error:  # it is there, but the dynamic linker refuses it
         return f"the library could not be loaded: {error}"
+    wanted = os.environ.get("MASK2FORMER_CPU")
+    if wanted:
+        try:
+            library.use_instruction_set(wanted)
+        except ValueError as error:
+            raise ValueError(f"MASK2FORMER_CPU={wanted}: {error}") from None
     return None
 
 

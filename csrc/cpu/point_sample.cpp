@@ -8,189 +8,86 @@
 #include <tuple>
 #include <vector>
 
-#include "../bilinear.h"
 #include "../checks.h"
-#include "simd.h"
+#include "instruction_set.h"
+#include "point_sample.h"
+#include "tensors.h"
 
 namespace mask2former {
 namespace {
 
-// Points that the whole batch shares make one image of N * C planes.
-struct Problem {
-  int64_t images, planes, points;  // planes and points of each image
-  Axis columns, rows;
+// Planes that share the arithmetic of a block of points.
+constexpr int64_t kPlanesInGroup = 16;
 
-  int64_t area() const { return int64_t{columns.size} * rows.size; }
-};
+template <typename Storage>
+PointKernels<Storage> kernels() {
+  switch (instruction_set()) {
+#if MASK2FORMER_X86
+    case InstructionSet::kAvx512: return avx512::point_kernels<Storage>();
+    case InstructionSet::kAvx2: return avx2::point_kernels<Storage>();
+#endif
+    default: return baseline::point_kernels<Storage>();
+  }
+}
 
-// A block of points is worked through for one plane after the other, so that the arithmetic of the
-// points is done once for all planes of a group.
-constexpr int64_t kPointsInBlock = 4096, kPlanesInGroup = 16;
+// Points that share a block: many where planes share it too, because with small blocks a plane
+// would leave the cache from one block to the next.
+int64_t points_in_block(const PointProblem& problem) {
+  return std::min<int64_t>(problem.points, problem.planes == 1 ? 1024 : 16384);
+}
 
-// What all planes share about the points of a block. Most points have all four pixels around them:
-// their position is that of the top left one, and their weights are in reading order. Position -1
-// stands for any other point.
-template <typename Real>
-struct Block {
-  int64_t position[kPointsInBlock];
-  Real weight[4][kPointsInBlock];
-};
-
-int64_t blocks_of(int64_t count, int64_t size) {
+int64_t parts_of(int64_t count, int64_t size) {
   return (count + size - 1) / size;
 }
 
-template <typename Real>
-MASK2FORMER_KERNEL void prepare(const Problem& problem, const Real* __restrict__ points,
-                                int64_t count, Block<Real>& __restrict__ block) {
-  const Axis columns = problem.columns, rows = problem.rows;
-  for (int64_t i = 0; i < count; ++i) {
-    const Cell<Real> cell = locate(columns, rows, points + 2 * i);
-    const bool whole = cell.near & (cell.left >= 0) & (cell.left + 1 < columns.size) &
-                       (cell.top >= 0) & (cell.top + 1 < rows.size);
-    block.position[i] = whole ? int64_t{cell.top} * columns.size + cell.left : -1;
-    const Real to_left = 1 - cell.to_right, to_top = 1 - cell.to_bottom;
-    block.weight[0][i] = to_left * to_top;
-    block.weight[1][i] = cell.to_right * to_top;
-    block.weight[2][i] = to_left * cell.to_bottom;
-    block.weight[3][i] = cell.to_right * cell.to_bottom;
-  }
-}
-
-// ---- forward --------------------------------------------------------------------------------------
-
-template <typename Storage, typename Output, typename Real>
-MASK2FORMER_KERNEL void sample_plane(const Problem& problem, const Storage* plane,
-                                     const Real* points, const Block<Real>& block, int64_t count,
-                                     Output* output) {
-  const int64_t width = problem.columns.size;
-  for (int64_t i = 0; i < count; ++i) {
-    Real sum = 0;
-    if (block.position[i] >= 0) {
-      const Storage* pixel = plane + block.position[i];
-      sum = block.weight[0][i] * static_cast<Real>(pixel[0]) +
-            block.weight[1][i] * static_cast<Real>(pixel[1]) +
-            block.weight[2][i] * static_cast<Real>(pixel[width]) +
-            block.weight[3][i] * static_cast<Real>(pixel[width + 1]);
-    } else {
-      visit_corners(locate(problem.columns, problem.rows, points + 2 * i), problem.columns.size,
-                    problem.rows.size,
-                    [&](int64_t position, Real weight, Real, Real) __attribute__((always_inline)) {
-                      sum += weight * static_cast<Real>(plane[position]);
-                    });
-    }
-    output[i] = static_cast<Output>(sum);
-  }
-}
-
-template <typename Storage, typename Output, typename Real>
-void forward(const Problem& problem, const Storage* input, const Real* points, Output* output) {
-  const int64_t blocks = blocks_of(problem.points, kPointsInBlock);
-  const int64_t groups = blocks_of(problem.planes, kPlanesInGroup);
+template <typename Storage>
+void forward(const PointProblem& problem, const PointData<Storage>& data) {
+  using Block = PointBlock<RealOf<Storage>>;
+  const int64_t capacity = points_in_block(problem);
+  const int64_t blocks = parts_of(problem.points, capacity);
+  const int64_t groups = parts_of(problem.planes, kPlanesInGroup);
   torch::stable::parallel_for(
       0, problem.images * groups * blocks, 1, [&](int64_t begin, int64_t end) {
-        const auto block = std::make_unique<Block<Real>>();
+        Block block(capacity);
         for (int64_t task = begin; task < end; ++task) {
-          const int64_t image = task / (groups * blocks);
-          const int64_t first_plane = task / blocks % groups * kPlanesInGroup;
-          const int64_t first = task % blocks * kPointsInBlock;
-          const int64_t count = std::min(kPointsInBlock, problem.points - first);
-          const Real* at = points + (image * problem.points + first) * 2;
-          prepare(problem, at, count, *block);
-          const int64_t last_plane = std::min(first_plane + kPlanesInGroup, problem.planes);
-          for (int64_t plane = first_plane; plane < last_plane; ++plane) {
-            const int64_t index = image * problem.planes + plane;
-            sample_plane(problem, input + index * problem.area(), at, *block, count,
-                         output + index * problem.points + first);
-          }
+          const int64_t plane = task / blocks % groups * kPlanesInGroup;
+          const int64_t point = task % blocks * capacity;
+          kernels<Storage>().forward(problem, data, block, task / (groups * blocks), plane,
+                                     std::min(plane + kPlanesInGroup, problem.planes), point,
+                                     std::min(capacity, problem.points - point));
         }
       });
 }
 
-// ---- backward -------------------------------------------------------------------------------------
-
-template <typename Output, typename Real>
-MASK2FORMER_KERNEL void add_to_plane(const Problem& problem, const Output* grad_output,
-                                     const Real* points, const Block<Real>& block, int64_t count,
-                                     Real* plane) {
-  const int64_t width = problem.columns.size;
-  for (int64_t i = 0; i < count; ++i) {
-    const Real grad = static_cast<Real>(grad_output[i]);
-    if (block.position[i] >= 0) {
-      Real* pixel = plane + block.position[i];
-      pixel[0] += block.weight[0][i] * grad;
-      pixel[1] += block.weight[1][i] * grad;
-      pixel[width] += block.weight[2][i] * grad;
-      pixel[width + 1] += block.weight[3][i] * grad;
-    } else {
-      visit_corners(locate(problem.columns, problem.rows, points + 2 * i), problem.columns.size,
-                    problem.rows.size,
-                    [&](int64_t position, Real weight, Real, Real)
-                        __attribute__((always_inline)) { plane[position] += weight * grad; });
-    }
-  }
-}
-
-// A plane has one writer that takes the points in their order: the sums do not depend on the
-// threads.
-template <typename Output, typename Real>
-void backward_input(const Problem& problem, const Output* grad_output, const Real* points,
-                    Real* grad_input) {
-  const int64_t groups = blocks_of(problem.planes, kPlanesInGroup);
+template <typename Storage>
+void backward_input(const PointProblem& problem, const PointData<Storage>& data) {
+  using Real = RealOf<Storage>;
+  using Block = PointBlock<Real>;
+  const int64_t capacity = points_in_block(problem);
+  const int64_t groups = parts_of(problem.planes, kPlanesInGroup);
   torch::stable::parallel_for(0, problem.images * groups, 1, [&](int64_t begin, int64_t end) {
-    const auto block = std::make_unique<Block<Real>>();
+    Block block(capacity);
+    std::vector<Real> buffer(std::is_same_v<Storage, Real> ? 0 : problem.area());
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t image = task / groups, first_plane = task % groups * kPlanesInGroup;
-      const int64_t last_plane = std::min(first_plane + kPlanesInGroup, problem.planes);
-      for (int64_t first = 0; first < problem.points; first += kPointsInBlock) {
-        const int64_t count = std::min(kPointsInBlock, problem.points - first);
-        const Real* at = points + (image * problem.points + first) * 2;
-        prepare(problem, at, count, *block);
-        for (int64_t plane = first_plane; plane < last_plane; ++plane) {
-          const int64_t index = image * problem.planes + plane;
-          add_to_plane(problem, grad_output + index * problem.points + first, at, *block, count,
-                       grad_input + index * problem.area());
-        }
-      }
+      const int64_t plane = task % groups * kPlanesInGroup;
+      kernels<Storage>().backward_input(problem, data, block, task / groups, plane,
+                                        std::min(plane + kPlanesInGroup, problem.planes),
+                                        buffer.empty() ? nullptr : buffer.data());
     }
   });
 }
 
-// Adds what one plane contributes to the gradients of `count` points.
-template <typename Storage, typename Output, typename Real>
-MASK2FORMER_KERNEL void add_to_points(const Problem& problem, const Output* grad_output,
-                                      const Storage* plane, const Real* points, int64_t count,
-                                      Real* grad_points) {
-  const auto scale_x = static_cast<Real>(problem.columns.scale);
-  const auto scale_y = static_cast<Real>(problem.rows.scale);
-  for (int64_t i = 0; i < count; ++i) {
-    const Real grad = static_cast<Real>(grad_output[i]);
-    visit_corners(locate(problem.columns, problem.rows, points + 2 * i), problem.columns.size,
-                  problem.rows.size,
-                  [&](int64_t position, Real, Real slope_x, Real slope_y)
-                      __attribute__((always_inline)) {
-                        const Real product = static_cast<Real>(plane[position]) * grad;
-                        grad_points[2 * i] += slope_x * scale_x * product;
-                        grad_points[2 * i + 1] += slope_y * scale_y * product;
-                      });
-  }
-}
-
-// A block of points has one writer that takes the planes in their order.
-template <typename Storage, typename Output, typename Real>
-void backward_points(const Problem& problem, const Output* grad_output, const Storage* input,
-                     const Real* points, Real* grad_points) {
-  const int64_t blocks = blocks_of(problem.points, kPointsInBlock);
+template <typename Storage>
+void backward_points(const PointProblem& problem, const PointData<Storage>& data) {
+  using Block = PointBlock<RealOf<Storage>>;
+  const int64_t capacity = points_in_block(problem);
+  const int64_t blocks = parts_of(problem.points, capacity);
   torch::stable::parallel_for(0, problem.images * blocks, 1, [&](int64_t begin, int64_t end) {
+    Block block(capacity);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t image = task / blocks, first = task % blocks * kPointsInBlock;
-      const int64_t count = std::min(kPointsInBlock, problem.points - first);
-      const int64_t at = (image * problem.points + first) * 2;
-      for (int64_t plane = 0; plane < problem.planes; ++plane) {
-        const int64_t index = image * problem.planes + plane;
-        add_to_points(problem, grad_output + index * problem.points + first,
-                      input + index * problem.area(), points + at, count, grad_points + at);
-      }
+      const int64_t point = task % blocks * capacity;
+      kernels<Storage>().backward_points(problem, data, block, task / blocks, point,
+                                         std::min(capacity, problem.points - point));
     }
   });
 }
@@ -209,7 +106,7 @@ ScalarType real_of(const Tensor& input) {
   return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-Problem check_arguments(const Tensor& input, const Tensor& points, bool align_corners) {
+PointProblem check_arguments(const Tensor& input, const Tensor& points, bool align_corners) {
   constexpr const char* op = "point_sample";
   check_dtype(op, "input", input,
               {ScalarType::Double, ScalarType::Float, ScalarType::Half, ScalarType::BFloat16,
@@ -246,28 +143,31 @@ std::vector<int64_t> output_shape(const Tensor& input, const Tensor& points) {
 
 // ---- operators ------------------------------------------------------------------------------------
 
-// Calls run(storage, output, real) with a number of each type.
 template <typename Run>
-void for_types(ScalarType dtype, Run run) {
-  switch (dtype) {
-    case ScalarType::Double: return run(double{}, double{}, double{});
-    case ScalarType::Float: return run(float{}, float{}, float{});
-    case ScalarType::Half: return run(Half{}, Half{}, float{});
-    case ScalarType::BFloat16: return run(BFloat16{}, BFloat16{}, float{});
-    default: return run(uint8_t{}, float{}, float{});  // the checks let only uint8 and bool through
-  }
+void for_storage(const Tensor& input, Run run) {
+  is_mask(input) ? run(uint8_t{}) : for_floating(input.scalar_type(), run);
+}
+
+template <typename Storage>
+PointData<Storage> inputs(const Tensor& input, const Tensor& points) {
+  PointData<Storage> data{};
+  data.input = static_cast<const Storage*>(input.const_data_ptr());
+  data.points = numbers(points);
+  return data;
 }
 
 Tensor point_sample(const Tensor& input, const Tensor& points, bool align_corners) {
-  const Problem problem = check_arguments(input, points, align_corners);
+  const PointProblem problem = check_arguments(input, points, align_corners);
   Tensor output = torch::stable::new_empty(input, output_shape(input, points), output_dtype(input));
-  const Tensor pixels = torch::stable::contiguous(input);
-  const Tensor where = torch::stable::contiguous(torch::stable::to(points, real_of(input)));
+  if (is_empty(output)) return output;
   if (problem.area() == 0) return torch::stable::zero_(output);
-  for_types(input.scalar_type(), [&](auto storage, auto result, auto real) {
-    forward(problem, static_cast<const decltype(storage)*>(pixels.const_data_ptr()),
-            static_cast<const decltype(real)*>(where.const_data_ptr()),
-            static_cast<decltype(result)*>(output.mutable_data_ptr()));
+  const Tensor pixels = torch::stable::contiguous(input);
+  const Tensor where = torch::stable::contiguous(points);
+  for_storage(input, [&](auto storage) {
+    using Storage = decltype(storage);
+    PointData<Storage> data = inputs<Storage>(pixels, where);
+    data.output = static_cast<OutputOf<Storage>*>(output.mutable_data_ptr());
+    forward(problem, data);
   });
   return output;
 }
@@ -275,38 +175,36 @@ Tensor point_sample(const Tensor& input, const Tensor& points, bool align_corner
 std::tuple<Tensor, Tensor> point_sample_backward(const Tensor& grad_output, const Tensor& input,
                                                  const Tensor& points, bool align_corners,
                                                  const std::vector<bool>& output_mask) {
-  const Problem problem = check_arguments(input, points, align_corners);
+  const PointProblem problem = check_arguments(input, points, align_corners);
   constexpr const char* op = "point_sample_backward";
+  check_output_mask(op, output_mask, 2);
+  if (output_mask[0] && is_mask(input)) {
+    fail(op, ": input has no gradient, because it is ", dtype_name(input.scalar_type()));
+  }
   check_dtype(op, "grad_output", grad_output, {output_dtype(input)});
   check_shape(op, "grad_output", grad_output, points.dim() == 4 ? "(N, C, Hg, Wg)" : "(N, C, P)",
               output_shape(input, points));
   check_on_cpu(op, "grad_output", grad_output, "input");
-
-  const auto zeros = [&](bool wanted, const Tensor& like) {
-    const int64_t nothing = 0;
-    return torch::stable::new_zeros(
-        like, wanted ? like.sizes() : torch::headeronly::IntHeaderOnlyArrayRef(&nothing, 1),
-        real_of(input));
-  };
-  Tensor grad_input = zeros(output_mask[0], input);
-  Tensor grad_points = zeros(output_mask[1], points);
+  Tensor grad_input = new_gradient(output_mask[0], input);
+  Tensor grad_points = new_gradient(output_mask[1], points);
+  if (is_empty(input) || is_empty(grad_output)) {
+    return {torch::stable::zero_(grad_input), torch::stable::zero_(grad_points)};
+  }
   const Tensor pixels = torch::stable::contiguous(input);
+  const Tensor where = torch::stable::contiguous(points);
   const Tensor grads = torch::stable::contiguous(grad_output);
-  const Tensor where = torch::stable::contiguous(torch::stable::to(points, real_of(input)));
-  for_types(input.scalar_type(), [&](auto storage, auto result, auto real) {
-    using Real = decltype(real);
-    const auto* from = static_cast<const decltype(result)*>(grads.const_data_ptr());
-    const auto* at = where.const_data_ptr<Real>();
-    if (output_mask[0]) {
-      backward_input(problem, from, at, grad_input.mutable_data_ptr<Real>());
+  for_storage(input, [&](auto storage) {
+    using Storage = decltype(storage);
+    PointData<Storage> data = inputs<Storage>(pixels, where);
+    data.grad_output = static_cast<const OutputOf<Storage>*>(grads.const_data_ptr());
+    if constexpr (!std::is_same_v<Storage, uint8_t>) {
+      data.grad_input = static_cast<Storage*>(grad_input.mutable_data_ptr());
+      if (output_mask[0]) backward_input(problem, data);
     }
-    if (output_mask[1]) {
-      backward_points(problem, from, static_cast<const decltype(storage)*>(pixels.const_data_ptr()),
-                      at, grad_points.mutable_data_ptr<Real>());
-    }
+    data.grad_points = numbers(grad_points);
+    if (output_mask[1]) backward_points(problem, data);
   });
-  return {torch::stable::to(grad_input, input.scalar_type()),
-          torch::stable::to(grad_points, points.scalar_type())};
+  return {grad_input, grad_points};
 }
 
 }  // namespace

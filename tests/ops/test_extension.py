@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -82,3 +84,25 @@ def test_with_the_library_every_op_has_a_cpu_kernel():
     for op in ("ms_deform_attn", "point_sample"):
         assert _extension.why_no_kernel(op, "cpu") is None
         assert _extension.why_no_kernel(f"{op}_backward", "cpu") is None
+
+
+@pytest.mark.skipif(_extension.MISSING is not None, reason=str(_extension.MISSING))
+def test_an_environment_variable_chooses_the_instruction_set(instruction_set):
+    done = import_with(instruction_set)
+    assert done.stdout.strip() == instruction_set
+
+
+@pytest.mark.skipif(_extension.MISSING is not None, reason=str(_extension.MISSING))
+def test_an_instruction_set_without_kernels_is_refused():
+    done = import_with("sse9")
+    assert done.returncode != 0
+    assert "MASK2FORMER_CPU=sse9: this machine can run the kernels for" in done.stderr
+
+
+def import_with(instruction_set):
+    """Prints, in a fresh interpreter, which instruction set the environment has chosen."""
+    code = "import mask2former_ops._C as library; print(library.instruction_set())"
+    environment = os.environ | {"MASK2FORMER_CPU": instruction_set}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )

@@ -1,5 +1,6 @@
 """The build report."""
 
+import importlib
 import subprocess
 import sys
 
@@ -36,6 +37,15 @@ def test_with_a_library_it_names_file_and_compiler(monkeypatch):
     assert "ms_deform_attn  cpu   compiled kernel" in text
     monkeypatch.setattr(_extension, "build_info", dict)
     assert "unknown compiler" in report()
+
+
+@pytest.mark.skipif(_extension.MISSING is not None, reason=str(_extension.MISSING))
+def test_it_names_the_instruction_set_in_use_and_the_others(instruction_set):
+    (line,) = [line for line in report().splitlines() if line.startswith("instructions")]
+    names = importlib.import_module("mask2former_ops._C").instruction_sets()
+    assert line.split()[1] == instruction_set
+    assert [name for name in names if name in line] == list(names)
+    assert ("MASK2FORMER_CPU can choose" in line) == (len(names) > 1)
 
 
 def test_it_runs_as_a_command():

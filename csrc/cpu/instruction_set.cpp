@@ -1,0 +1,58 @@
+#include "instruction_set.h"
+
+#include <atomic>
+
+namespace mask2former {
+namespace {
+
+std::vector<InstructionSet> detect() {
+  std::vector<InstructionSet> sets;
+#if MASK2FORMER_X86
+  // These also ask whether the operating system saves the wide registers.
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    sets.push_back(InstructionSet::kAvx512);
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    sets.push_back(InstructionSet::kAvx2);
+  }
+#endif
+  sets.push_back(InstructionSet::kBaseline);
+  return sets;
+}
+
+std::atomic<InstructionSet>& current() {
+  static std::atomic<InstructionSet> set{instruction_sets().front()};
+  return set;
+}
+
+}  // namespace
+
+const char* name_of(InstructionSet set) {
+  switch (set) {
+    case InstructionSet::kAvx512: return "avx512";
+    case InstructionSet::kAvx2: return "avx2";
+    default: break;
+  }
+#if defined(__aarch64__)
+  return "neon";  // every such machine has it
+#else
+  return "baseline";
+#endif
+}
+
+const std::vector<InstructionSet>& instruction_sets() {
+  static const std::vector<InstructionSet> sets = detect();
+  return sets;
+}
+
+InstructionSet instruction_set() {
+  return current().load(std::memory_order_relaxed);
+}
+
+void use_instruction_set(InstructionSet set) {
+  current().store(set, std::memory_order_relaxed);
+}
+
+}  // namespace mask2former

@@ -1,0 +1,18 @@
+// All that the kernels include. It comes before the instruction set of a file is widened, because
+// what is compiled after that may only run where the set is there.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "ms_deform_attn.h"
+#include "point_sample.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif

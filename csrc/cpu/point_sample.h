@@ -1,0 +1,101 @@
+// What point_sample.cpp hands to the kernels of an instruction set.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "../bilinear.h"
+#include "numbers.h"
+
+namespace mask2former {
+
+// Points that the whole batch shares make one image of N * C planes.
+struct PointProblem {
+  int64_t images, planes, points;  // planes and points of each image
+  Axis columns, rows;
+
+  int64_t area() const { return int64_t{columns.size} * rows.size; }
+};
+
+// What planes are sampled to: masks hold no fractions.
+template <typename Storage>
+using OutputOf = std::conditional_t<std::is_same_v<Storage, uint8_t>, float, Storage>;
+
+// The arguments in memory, contiguous.
+template <typename Storage>
+struct PointData {
+  const Storage* input;
+  Numbers points;
+  OutputOf<Storage>* output;
+  const OutputOf<Storage>* grad_output;
+  Storage* grad_input;
+  Numbers grad_points;
+};
+
+// Consecutive points, whose arithmetic is done once for all planes. Nearly all of them lie between
+// four pixels and are worked on in packs; the others, and those that fill no pack, are listed
+// apart.
+template <typename Real>
+class PointBlock {
+ public:
+  explicit PointBlock(int64_t points)
+      : capacity(points), positions_(points), reals_(6 * points), apart_(points) {
+    position = positions_.data();
+    apart = apart_.data();
+    to_right = reals_.data();
+    to_bottom = reals_.data() + points;
+    grad_x = reals_.data() + 2 * points;
+    grad_y = reals_.data() + 3 * points;
+    spare = reals_.data() + 4 * points;
+  }
+
+  struct Apart {
+    int64_t index;  // in the block
+    Cell<Real> cell;
+    Real grad_x, grad_y;
+  };
+
+  const int64_t capacity;
+  int64_t count, packed, apart_count;  // all points, those in packs, those apart
+  int64_t* position;                   // of the pixel left and above; 0 for a point that is apart
+  Real *to_right, *to_bottom, *grad_x, *grad_y;
+  Real* spare;  // two numbers for each point
+  Apart* apart;
+
+ private:
+  std::vector<int64_t> positions_;
+  std::vector<Real> reals_;
+  std::vector<Apart> apart_;
+};
+
+// The kernels of one instruction set.
+template <typename Storage>
+struct PointKernels {
+  using Block = PointBlock<RealOf<Storage>>;
+  // Samples planes [begin, end) of an image at `count` points from `first` on.
+  void (*forward)(const PointProblem&, const PointData<Storage>&, Block&, int64_t image,
+                  int64_t begin, int64_t end, int64_t first, int64_t count);
+  // Gradients of planes [begin, end). `buffer` has room for a plane of float32; float32 and float64
+  // planes do without.
+  void (*backward_input)(const PointProblem&, const PointData<Storage>&, Block&, int64_t image,
+                         int64_t begin, int64_t end, RealOf<Storage>* buffer);
+  // Gradients of `count` points from `first` on.
+  void (*backward_points)(const PointProblem&, const PointData<Storage>&, Block&, int64_t image,
+                          int64_t first, int64_t count);
+};
+
+namespace avx512 {
+template <typename Storage>
+PointKernels<Storage> point_kernels();
+}
+namespace avx2 {
+template <typename Storage>
+PointKernels<Storage> point_kernels();
+}
+namespace baseline {
+template <typename Storage>
+PointKernels<Storage> point_kernels();
+}
+
+}  // namespace mask2former
