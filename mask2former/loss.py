@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from mask2former.configuration import Mask2FormerConfig
 from mask2former.matcher import Matches, match, sample_masks
 from mask2former_ops import point_sample
+from mask2former_ops.compat.detectron2 import get_uncertain_point_coords_with_randomness
 
 
 def segmentation_losses(
@@ -100,8 +101,9 @@ def mask_losses(
         return zero, zero
     logits = logits[:, None]
     with torch.no_grad():
-        points = sample_uncertain_points(
+        points = get_uncertain_point_coords_with_randomness(
             logits,
+            lambda sampled: -sampled.abs(),
             config.train_num_points,
             config.oversample_ratio,
             config.importance_sample_ratio,
@@ -119,32 +121,6 @@ def mask_losses(
     overlap = (probabilities * labels).sum(-1)
     dice = 1 - (2 * overlap + 1) / (probabilities.sum(-1) + labels.sum(-1) + 1)
     return bce / num_masks, dice.sum() / num_masks
-
-
-def sample_uncertain_points(
-    logits: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float
-) -> Tensor:
-    """Random points, most of them where a mask's logit is near zero (PointRend, section 3.1).
-
-    Draws `num_points * oversample_ratio` uniform candidates for each mask, keeps the
-    `num_points * importance_ratio` least certain and adds uniform ones.
-
-    Args:
-        logits: (M, 1, H, W).
-
-    Returns:
-        (M, num_points, 2) as (x, y) in [0, 1].
-    """
-    options = {"dtype": logits.dtype, "device": logits.device}
-    candidates = torch.rand(len(logits), int(num_points * oversample_ratio), 2, **options)
-    uncertain = int(importance_ratio * num_points)
-    certainty = point_sample(logits, candidates)[:, 0].abs()
-    index = certainty.topk(uncertain, dim=1, largest=False).indices
-    chosen = candidates.gather(1, index[..., None].expand(-1, -1, 2))
-    if uncertain == num_points:
-        return chosen
-    uniform = torch.rand(len(logits), num_points - uncertain, 2, **options)
-    return torch.cat([chosen, uniform], dim=1)
 
 
 def average_num_masks(class_labels: list[Tensor]) -> Tensor:

@@ -33,6 +33,7 @@ class MSDeformAttn(nn.Module):
             raise ValueError(f"d_model {d_model} must be a multiple of n_heads {n_heads}.")
         self.d_model, self.n_levels = d_model, n_levels
         self.n_heads, self.n_points = n_heads, n_points
+        self.im2col_step = 64  # upstream's attribute; nothing here reads it
         self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
         self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
         self.value_proj = nn.Linear(d_model, d_model)
@@ -54,6 +55,8 @@ class MSDeformAttn(nn.Module):
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
+
+    _reset_parameters = reset_parameters  # upstream's name, which detectors call
 
     def forward(
         self,
@@ -86,9 +89,9 @@ class MSDeformAttn(nn.Module):
         value = self.value_proj(input_flatten)
         if input_padding_mask is not None:
             value = value.masked_fill(input_padding_mask[..., None], 0.0)
-        value = value.view(n, -1, self.n_heads, self.d_model // self.n_heads)
+        value = value.unflatten(-1, (self.n_heads, -1))
         offsets = self.sampling_offsets(query).view(*samples, 2)
-        weights = self.attention_weights(query).view(n, queries, self.n_heads, -1)
+        weights = self.attention_weights(query).unflatten(-1, (self.n_heads, -1))
         locations = self._locations(reference_points, offsets, input_spatial_shapes)
         out = ms_deform_attn(
             value,

@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mask2former.loss import class_loss, sample_uncertain_points, segmentation_losses
-from mask2former.matcher import sample_masks
+from mask2former.loss import class_loss, segmentation_losses
 from tests.reference import make_labels, tiny_model
 
 ONE = torch.zeros(1, 64, 64)
@@ -73,26 +72,6 @@ def test_class_loss_is_weighted_cross_entropy_with_no_object():
     log = F.log_softmax(logits[0], -1)
     expected = -(0.1 * log[0, 4] + 0.1 * log[1, 4] + log[2, 1]) / 1.2
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
-
-
-def test_uncertain_points_lie_where_the_logit_is_near_zero():
-    torch.manual_seed(0)
-    ramp = torch.linspace(-8, 8, 32).expand(2, 1, 32, 32).contiguous()
-    points = sample_uncertain_points(ramp, 100, 3.0, 0.75)
-    assert points.shape == (2, 100, 2)
-    assert points.min() >= 0
-    assert points.max() <= 1
-    certainty = sample_masks(ramp, points)[:, 0].abs()
-    assert certainty[:, :75].amax() < 3.2  # 75 of 300 uniform ones: a quarter of the ramp
-    assert certainty[:, 75:].amax() > 5
-
-
-def test_uncertain_points_are_drawn_for_each_mask_by_itself():
-    torch.manual_seed(0)
-    left, right = torch.full((1, 1, 8, 8), 9.0), torch.full((1, 1, 8, 8), 9.0)
-    left[..., :2], right[..., -2:] = 0, 0
-    points = sample_uncertain_points(torch.cat([left, right]), 40, 3.0, 0.5)
-    assert points[0, :20, 0].max() < 0.5 < points[1, :20, 0].min()
 
 
 @pytest.mark.parametrize(

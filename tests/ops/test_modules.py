@@ -37,6 +37,49 @@ def test_offsets_start_as_rings_around_the_reference_point():
     assert torch.allclose(bias.view(8, 2), torch.tensor(expected).float(), atol=1e-6)
 
 
+def test_a_seed_gives_the_weights_that_it_gives_upstream():
+    torch.manual_seed(3)
+    layer = MSDeformAttn(8, n_levels=2, n_heads=2, n_points=3)
+    torch.manual_seed(3)
+    for size in (2 * 2 * 3 * 2, 2 * 2 * 3, 8, 8):
+        torch.nn.Linear(8, size)  # upstream makes all four before it sets any
+    for projection in (layer.value_proj, layer.output_proj):
+        expected = torch.nn.init.xavier_uniform_(torch.empty(8, 8))
+        assert torch.equal(projection.weight, expected)
+        assert not projection.bias.any()
+    for start in (layer.sampling_offsets.weight, *layer.attention_weights.parameters()):
+        assert not start.any()
+
+
+def test_a_detector_may_start_the_layer_anew():
+    layer = MSDeformAttn(8, n_levels=1, n_heads=4, n_points=2)
+    before = layer.sampling_offsets.bias.detach().clone()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    layer._reset_parameters()
+    assert torch.equal(layer.sampling_offsets.bias, before)
+    assert not layer.attention_weights.bias.any()
+
+
+def test_the_step_of_upstream_is_there_and_means_nothing():
+    module = layer()
+    assert module.im2col_step == 64
+    query, points, values = inputs()
+    expected = module(query, points, values, SHAPES, STARTS)
+    module.im2col_step = 128
+    assert torch.equal(module(query, points, values, SHAPES, STARTS), expected)
+
+
+@pytest.mark.parametrize("empty", ["batch", "queries"])
+def test_a_batch_or_a_list_of_queries_may_be_empty(empty):
+    query, points, values = inputs()
+    if empty == "batch":
+        query, points, values = query[:0], points[:0], values[:0]
+    else:
+        query, points = query[:, :0], points[:, :0]
+    assert layer()(query, points, values, SHAPES, STARTS).shape == query.shape
+
+
 @pytest.mark.parametrize("coordinates", [2, 4])
 def test_output_is_the_op_at_the_formulas_locations(coordinates):
     module = layer()
