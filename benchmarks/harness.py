@@ -1,9 +1,18 @@
-"""Times contestants side by side and prints a table of ratios."""
+"""Times contestants side by side."""
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
+
+MEBIBYTE = 2**20
+# Contestants share their arguments, and each finds its core's own cache full of something else, as
+# in a model. So no small shape idles in L1, and none starts from main memory either.
+SCRUB_PER_THREAD = 4 * MEBIBYTE
+# Short rounds are repeated for at least so many seconds in all.
+LEAST_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -17,33 +26,38 @@ class Timing:
         return statistics.median(self.seconds)
 
     @property
-    def spread(self) -> tuple[float, float]:
+    def quartiles(self) -> tuple[float, float]:
         """First and third quartile."""
         low, _, high = statistics.quantiles(self.seconds, n=4)
         return low, high
 
+    def speed(self, baseline: "Timing") -> float:
+        """How many times as fast as a baseline of the same race: the median over the rounds.
+
+        Both of a round ran within moments of each other, so a machine that is slow for a while
+        slows both.
+        """
+        pairs = zip(baseline.seconds, self.seconds, strict=True)
+        return statistics.median(other / own for other, own in pairs)
+
 
 def race(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Runs the contestants in turn, `rounds` times, so that a busy machine slows all of them."""
+    """Runs the contestants in turn, `rounds` times or, if that is short, for LEAST_SECONDS."""
+    scrub = torch.zeros(torch.get_num_threads() * SCRUB_PER_THREAD, dtype=torch.uint8)
     for run in contestants.values():
-        run()  # memory, threads and caches are warm before the first round
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
+        run()  # what is set up once is set up before the first round
+    timed: dict[str, list[float]] = {name: [] for name in contestants}
+    spent = 0.0
+    while len(next(iter(timed.values()))) < rounds or spent < LEAST_SECONDS:
         for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: Timing(tuple(times)) for name, times in seconds.items()}
+            scrub.add_(1)
+            timed[name].append(seconds(run))
+            spent += timed[name][-1]
+    return {name: Timing(tuple(times)) for name, times in timed.items()}
 
 
-def table(subject: str, timings: dict[str, Timing], baseline: str) -> str:
-    """Median, quartiles and speed as a multiple of the baseline's, a line for each contestant."""
-    lines = [subject]
-    for name, timing in timings.items():
-        low, high = timing.spread
-        ratio = timings[baseline].median / timing.median
-        lines.append(
-            f"  {name:28} {timing.median * 1e3:9.2f} ms  "
-            f"({low * 1e3:.2f} to {high * 1e3:.2f})  {ratio:6.1f}x"
-        )
-    return "\n".join(lines)
+def seconds(run: Callable[[], object]) -> float:
+    """What one call takes on the clock of the wall."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start

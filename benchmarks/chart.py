@@ -1,0 +1,165 @@
+"""The chart of speeds, a bar for each contestant and row; needs matplotlib."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from benchmarks.contestants import GRID_SAMPLE, OURS, PEER
+
+DIRECTIONS = "forward", "forward + backward"
+COLOURS = {OURS: "#1f6feb", PEER: "#afb8c1"}  # the baseline is the line at 1
+INK, FAINT, MARK = "#1f2328", "#6e7781", "#cf222e"
+HEADINGS = {
+    "ms_deform_attn": "multi-scale deformable attention",
+    "point_sample": "point sampling",
+}
+FOOTER = "processor", "threads", "instruction set", "torch"
+BAR = 0.38  # height; a shape is 1
+INCHES = 0.37  # of a shape
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    """Draws the rows marked as charted into a PNG file, 1800 pixels wide."""
+    rows = [row for row in document["rows"] if row["charted"]]
+    places, headings = layout(rows)
+    bottom = max(places.values()) + 0.7
+    above, below = 0.95, 0.6  # inches
+    height = above + INCHES * bottom + below
+    figure = Figure(figsize=(9, height), dpi=200)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure.subplots_adjust(
+        left=0.3, right=0.985, top=1 - above / height, bottom=below / height, wspace=0.05
+    )
+    for axes, direction in zip(panels, DIRECTIONS, strict=True):
+        draw_panel(axes, direction, [row for row in rows if row["direction"] == direction], places)
+    panels[0].set_ylim(bottom, 0)
+    farthest = max(max(row["contestants"][OURS]["speed"], asked_for(row)) for row in rows)
+    panels[0].set_xlim(0, farthest * 1.12)
+    draw_labels(panels[0], places, headings)
+    draw_frame(figure, document["machine"], height)
+    figure.savefig(path, format="png", facecolor="white")
+
+
+def layout(rows: list[dict[str, Any]]) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
+    """Where each (op, shape) and each op's heading lie, from the top, in shapes."""
+    places: dict[tuple[str, str], float] = {}
+    headings: dict[str, float] = {}
+    y = 0.0
+    for row in rows:
+        key = row["op"], row["shape"]
+        if row["op"] not in headings:
+            y += 0.6
+            headings[row["op"]] = y
+            y += 0.9
+        if key not in places:
+            places[key] = y
+            y += 1
+    return places, headings
+
+
+def draw_panel(
+    axes: Axes, direction: str, rows: list[dict[str, Any]], places: dict[tuple[str, str], float]
+) -> None:
+    """All rows of one direction, on an axis of speeds."""
+    axes.set_title(direction, fontsize=10, color=INK, loc="left", pad=6)
+    axes.axvline(1, color=FAINT, linewidth=0.8, zorder=1)
+    for row in rows:
+        draw_row(axes, row, places[row["op"], row["shape"]])
+    for place in set(places.values()) - {places[row["op"], row["shape"]] for row in rows}:
+        axes.text(1.4, place, "not timed", va="center", fontsize=7, color=FAINT)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#d0d7de")
+    axes.grid(axis="x", color="#eaeef2", linewidth=0.8, zorder=0)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="x", labelsize=8, colors=FAINT, length=0)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_formatter(lambda speed, _: f"{speed:.0f}x")
+
+
+def draw_row(axes: Axes, row: dict[str, Any], place: float) -> None:
+    """The bars of one row around `place`, each with its speed, and ours with its target."""
+    names = [name for name in COLOURS if name in row["contestants"]]
+    for i, name in enumerate(names):
+        y = place + (i - (len(names) - 1) / 2) * BAR
+        speed = row["contestants"][name]["speed"]
+        target = asked_for(row) if name == OURS else 0
+        axes.barh(y, speed, BAR, color=COLOURS[name], zorder=2)
+        if target:
+            axes.plot([target] * 2, [y - BAR / 2, y + BAR / 2], color=MARK, zorder=3)
+        axes.annotate(
+            f"{speed:.0f}x" if speed >= 9.95 else f"{speed:.1f}x",
+            (max(speed, target), y),
+            xytext=(3, -0.5),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            fontweight="bold" if name == OURS else "normal",
+            color=INK if name == OURS else FAINT,
+        )
+
+
+def asked_for(row: dict[str, Any]) -> float:
+    """The speed that a row must reach; 0 where it only must not be slower."""
+    targets = {target["against"]: target["at_least"] for target in row["targets"]}
+    target = targets.get(GRID_SAMPLE, 0)
+    return target if target > 1 else 0
+
+
+def draw_labels(
+    axes: Axes, places: dict[tuple[str, str], float], headings: dict[str, float]
+) -> None:
+    """Names of the shapes, and of the operators above them."""
+    names = [textwrap.fill(shape, 34) for _, shape in places]
+    axes.set_yticks(list(places.values()), names, fontsize=8.5, color=INK)
+    for op, y in headings.items():
+        axes.annotate(
+            HEADINGS[op],
+            (0, y),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(-4, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            color=INK,
+        )
+
+
+def draw_frame(figure: Figure, machine: dict[str, Any], height: float) -> None:
+    """Title, legend, and what was measured on."""
+    figure.text(
+        0.012,
+        1 - 0.27 / height,
+        "Speed on the CPU, relative to the path through F.grid_sample",
+        fontsize=12,
+        fontweight="bold",
+        color=INK,
+    )
+    figure.legend(
+        handles=[
+            *(Patch(color=colour, label=name) for name, colour in COLOURS.items()),
+            Line2D([], [], color=FAINT, linewidth=0.8, label="F.grid_sample path = 1x"),
+            Line2D([], [], color=MARK, label="target"),
+        ],
+        loc="upper left",
+        bbox_to_anchor=(0.004, 1 - 0.33 / height),
+        ncols=4,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        handlelength=1.2,
+    )
+    figure.text(
+        0.012,
+        0.12 / height,
+        "float32; "
+        + ", ".join(f"{name} {machine[name]}" for name in FOOTER if machine[name] is not None),
+        fontsize=7.5,
+        color=FAINT,
+    )

@@ -1,0 +1,90 @@
+"""Peak memory of one call on the CPU, beyond its arguments and results.
+
+A fresh process makes the arguments, hands all free memory back to the system, and sets the kernel's
+mark of its largest resident size (VmHWM) to the present one. The extra memory of the call is how
+far the mark then rises, less the size of the results, which are still held. So scratch space counts
+in whatever way it was allocated, and free memory from before does not hide it. Small parts of a MiB
+are noise: the kernel counts in pages, and code is paged in as it runs.
+
+Only Linux lets a process set the mark, through a file that a sandbox may hide.
+"""
+
+import ctypes
+import functools
+import gc
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MARK = Path("/proc/self/clear_refs")
+AVAILABLE = os.access(MARK, os.W_OK)
+
+
+def peak_extra(build: Callable[..., Callable[[], Iterable[Tensor]]], *arguments) -> int:
+    """Bytes that one call needs beyond what was there before and what it returns.
+
+    Args:
+        build: a function of a module; called with `arguments` in another process, it warms up what
+            is to be measured and returns the call.
+
+    Raises:
+        RuntimeError: that process failed; it says why on standard error.
+    """
+    context = _context(build.__module__)
+    receiver, sender = context.Pipe(duplex=False)
+    threads = torch.get_num_threads()
+    process = context.Process(target=_measure, args=(sender, threads, build, arguments))
+    process.start()
+    sender.close()  # so that the end of the process is the end of the pipe
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(
+            f"the process that measures memory ended with status {process.exitcode}; "
+            "it says above why, unless the system was out of memory"
+        ) from None
+    finally:
+        process.join()
+
+
+@functools.cache
+def _context(module: str) -> multiprocessing.context.ForkServerContext:
+    """Processes forked from one that has loaded `module` and run nothing, so that they start fast.
+
+    A fork of this process would inherit its free memory, and locks of threads that it lacks.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    return context
+
+
+def _measure(sender: Connection, threads: int, build: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(threads)
+    run = build(*arguments)
+    gc.collect()
+    _return_free_memory()
+    MARK.write_text("5")  # VmHWM = VmRSS, see proc_pid_clear_refs(5)
+    before = _status("VmRSS")
+    results = run()
+    extra = _status("VmHWM") - before - sum(tensor.nbytes for tensor in results)
+    sender.send(max(extra, 0))
+
+
+def _return_free_memory() -> None:
+    """glibc keeps freed memory for the next allocation, which would then not show."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # musl has none and returns free memory by itself
+        trim(0)
+
+
+def _status(field: str) -> int:
+    """A size in /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kilobytes,) = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return int(kilobytes) * 1024

@@ -1,0 +1,59 @@
+"""`python -m benchmarks`."""
+
+import json
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import harness
+from benchmarks.contestants import GRID_SAMPLE
+from benchmarks.shapes import Target
+from tests.benchmarks.samples import ENCODER, MASKS, SLOW
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(harness, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(command, "OPS", (ENCODER, MASKS))
+
+
+@pytest.mark.parametrize(
+    "argv, problem",
+    [
+        (["ops", "--rounds", "1"], "--rounds must be at least 2"),
+        (["ops", "--threads", "0"], "--threads must be at least 1"),
+        (["trains"], "invalid choice: 'trains'"),
+        ([], "required: subject"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(capsys, argv, problem):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(argv)
+    assert problem in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["ops", "--out", str(tmp_path / "file")])
+    assert "--out: cannot make the folder" in capsys.readouterr().err
+
+
+def test_quick_prints_and_writes_rows_and_verdicts(capsys, tmp_path, tiny):
+    folder = tmp_path / "new" / "folder"
+    assert command.main(["ops", "--quick", "--rounds", "2", "--out", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "ms_deform_attn, tiny encoder, float32, forward + backward\n" in printed
+    assert "\n  met " in printed and "\n  not met " not in printed
+    text = (folder / "cpu-ops-quick.txt").read_text()
+    assert printed.startswith(text)
+    rows = json.loads((folder / "cpu-ops-quick.json").read_text())["rows"]
+    assert [row["dtype"] for row in rows] == ["float32", "float32", "float16"]
+
+
+def test_a_missed_target_is_exit_status_1(capsys, monkeypatch, tiny):
+    out_of_reach = Target(GRID_SAMPLE, 1 / SLOW, None)
+    shape = type(MASKS)(**{**vars(MASKS), "targets": (out_of_reach,)})
+    monkeypatch.setattr(command, "OPS", (shape,))
+    assert command.main(["ops", "--quick", "--rounds", "2"]) == 1
+    assert "\n  not met " in capsys.readouterr().out
