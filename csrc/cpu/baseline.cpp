@@ -2,6 +2,6 @@
 #include "kernel_includes.h"
 
 #define MASK2FORMER_SET baseline
-#define MASK2FORMER_PACK_BYTES 32
+#define MASK2FORMER_PACK_BYTES 16
 #define MASK2FORMER_F16C 0
 #include "kernels.h"

@@ -227,16 +227,14 @@ template <typename Real, int Lanes>
 MASK2FORMER_INLINE Pack<Real, 4> sum_lanes(const Pack<Real, Lanes>* packs) {
   if constexpr (Lanes == 1) {
     return Pack<Real, 4>{packs[0], packs[1], packs[2], packs[3]};
+  } else if constexpr (Lanes == 2) {
+    return Pack<Real, 4>{packs[0][0] + packs[0][1], packs[1][0] + packs[1][1],
+                         packs[2][0] + packs[2][1], packs[3][0] + packs[3][1]};
   } else {
-    Pack<Real, 4> quarter[4];
+    Pack<Real, 4> quarter[4] = {};
     for (int i = 0; i < 4; ++i) {
-      if constexpr (Lanes == 4) {
-        quarter[i] = packs[i];
-      } else {
-        quarter[i] = Pack<Real, 4>{};
-        for (int part = 0; part < Lanes / 4; ++part) {
-          quarter[i] += load_bits<4, Real>(reinterpret_cast<const Real*>(&packs[i]) + 4 * part);
-        }
+      for (int part = 0; part < Lanes / 4; ++part) {
+        quarter[i] += load_bits<4, Real>(reinterpret_cast<const Real*>(&packs[i]) + 4 * part);
       }
     }
     const auto left =
