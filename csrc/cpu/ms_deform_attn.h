@@ -38,7 +38,7 @@ template <typename Real>
 class Samples {
  public:
   explicit Samples(int64_t capacity) {
-    const int64_t size = (capacity + kPadding - 1) / kPadding * kPadding;
+    const int64_t size = (capacity / kPadding + 1) * kPadding;  // never none
     doubles_.resize(9 * size);
     reals_.resize(11 * size);
     offsets_.resize(4 * size);
