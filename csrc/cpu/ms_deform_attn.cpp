@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <tuple>
@@ -63,24 +64,22 @@ void backward_samples(const AttentionProblem& problem, const AttentionData<Stora
       });
 }
 
-// Bands for all positions, at least one for each thread. A level of few pixels has as many samples
-// as any other, so it is cut into as many bands.
-std::vector<Band> make_bands(const AttentionProblem& problem, int64_t positions_in_band) {
+// The bands of one head of one image: enough of them, over all heads, for every thread to have one.
+// A level of few pixels has as many samples as any other, so it is cut into as many bands.
+std::vector<Band> make_bands(const AttentionProblem& problem, int64_t row_bytes) {
+  const int64_t longest = std::max<int64_t>(1, kBandBytes / row_bytes);
   const int64_t tasks = problem.images * problem.heads * std::ssize(problem.levels);
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t cuts = tasks ? (threads + tasks - 1) / tasks : 1;
+  const int64_t cuts = (torch::stable::get_num_threads() + tasks - 1) / tasks;
   std::vector<Band> bands;
-  for (int64_t image = 0; image < problem.images; ++image) {
-    for (int64_t head = 0; head < problem.heads; ++head) {
-      for (int64_t i = 0; i < std::ssize(problem.levels); ++i) {
-        const Level& level = problem.levels[i];
-        const int64_t size = int64_t{level.height} * level.width;
-        const int64_t step = std::min(positions_in_band, (size + cuts - 1) / cuts);
-        for (int64_t begin = 0; begin < size; begin += step) {
-          bands.push_back({image, head, i, begin, std::min(size, begin + step)});
-        }
-      }
+  int64_t first_point = 0;
+  for (int64_t i = 0; i < std::ssize(problem.levels); ++i) {
+    const Level& level = problem.levels[i];
+    const int64_t size = int64_t{level.height} * level.width;
+    const int64_t step = std::min(longest, (size + cuts - 1) / cuts);
+    for (int64_t begin = 0; begin < size; begin += step) {
+      bands.push_back({0, 0, i, begin, std::min(size, begin + step), first_point});
     }
+    first_point += level.points;
   }
   return bands;
 }
@@ -88,20 +87,22 @@ std::vector<Band> make_bands(const AttentionProblem& problem, int64_t positions_
 template <typename Storage>
 void backward_value(const AttentionProblem& problem, const AttentionData<Storage>& data) {
   using Real = RealOf<Storage>;
-  const int64_t width = problem.channels;
-  const int64_t limit =
-      std::max<int64_t>(1, kBandBytes / std::max<int64_t>(1, width * sizeof(Real)));
-  const std::vector<Band> bands = make_bands(problem, limit);
+  const std::vector<Band> bands = make_bands(problem, problem.channels * sizeof(Real));
+  const int64_t count = std::ssize(bands);
   int64_t longest = 0, capacity = kSamplesInBlock;
   for (const Band& band : bands) longest = std::max(longest, band.end - band.begin);
   for (const Level& level : problem.levels) capacity = std::max(capacity, level.points);
-  torch::stable::parallel_for(0, std::ssize(bands), 1, [&](int64_t begin, int64_t end) {
-    Samples<Real> samples(capacity);
-    std::vector<Real> buffer(longest * width);
-    for (int64_t i = begin; i < end; ++i) {
-      kernels<Storage>().backward_value(problem, data, bands[i], samples, capacity, buffer.data());
-    }
-  });
+  torch::stable::parallel_for(
+      0, problem.images * problem.heads * count, 1, [&](int64_t begin, int64_t end) {
+        Samples<Real> samples(capacity);
+        const auto buffer = std::make_unique_for_overwrite<Real[]>(longest * problem.channels);
+        for (int64_t task = begin; task < end; ++task) {
+          Band band = bands[task % count];
+          band.image = task / count / problem.heads;
+          band.head = task / count % problem.heads;
+          kernels<Storage>().backward_value(problem, data, band, samples, capacity, buffer.get());
+        }
+      });
 }
 
 // ---- arguments ------------------------------------------------------------------------------------

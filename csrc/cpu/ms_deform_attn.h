@@ -77,6 +77,7 @@ class Samples {
 // Consecutive positions of one level, for one head of one image.
 struct Band {
   int64_t image, head, level, begin, end;
+  int64_t first_point;  // of the level, among the samples of a query
 };
 
 // The kernels of one instruction set.

@@ -256,56 +256,69 @@ MASK2FORMER_INLINE void confine_taps(Samples<Real>& samples, int64_t count, int6
   }
 }
 
-// Gradients of value in one band, summed up in `buffer`: a row for each position, padded to whole
-// packs, so that neighbouring positions share cache lines and half storage is rounded once. The
-// sums have one order, however the positions are cut into bands.
+// Adds `count` queries from `begin` on to the rows of a band, which are `column` bytes apart.
+template <int Lanes, typename Storage, typename Real>
+MASK2FORMER_INLINE void add_queries(const AttentionProblem& problem,
+                                    const AttentionData<Storage>& data, const Band& band,
+                                    Samples<Real>& samples, int64_t begin, int64_t count,
+                                    char* rows, int64_t column) {
+  constexpr int64_t nowhere = -1;
+  const int64_t points = problem.levels[band.level].points, heads = problem.heads;
+  const auto row_of = [&](int64_t i) {
+    return (band.image * problem.queries + begin + i) * heads + band.head;
+  };
+  const auto sample_of = [&](int64_t i) { return row_of(i) * problem.samples + band.first_point; };
+  for (int64_t i = 0; i < count; ++i) {
+    read_samples(data.locations, data.attention, sample_of(i), points, samples, i * points);
+  }
+  find_taps(samples, count * points, column, nowhere);
+  confine_taps(samples, count * points, (band.end - band.begin) * column, nowhere);
+  for (int64_t i = 0; i < count; ++i) {
+    // Of the next block. One head's rows are too far apart for the processor to foresee.
+    const Storage* ahead = data.grad_output + row_of(i + count) * problem.channels;
+    __builtin_prefetch(ahead);
+    __builtin_prefetch(ahead + 64 / sizeof(Storage));
+    prefetch(data.locations, 2 * sample_of(i + count));
+    prefetch(data.attention, sample_of(i + count));
+    const Storage* grad = data.grad_output + row_of(i) * problem.channels;
+    for_packs<Lanes>(problem.channels, [&](auto packs, int64_t channel, int overlap) {
+      add_rows<Lanes, packs.value>(rows + channel * sizeof(Real), grad + channel, overlap, samples,
+                                   i * points, points, nowhere);
+    });
+  }
+}
+
+// Gradients of value in one band. They are summed up in `buffer`, where neighbouring positions
+// share cache lines and half storage is rounded once, but where they lie if few samples would not
+// repay the copy. The sums have one order, however the positions are cut into bands.
 template <typename Storage>
 void backward_value(const AttentionProblem& problem, const AttentionData<Storage>& data,
                     const Band& band, Samples<RealOf<Storage>>& samples, int64_t capacity,
                     RealOf<Storage>* buffer) {
   using Real = RealOf<Storage>;
-  const int64_t heads = problem.heads, channels = problem.channels;
+  const int64_t row = problem.channels * sizeof(Real), positions = band.end - band.begin;
   const Level& level = problem.levels[band.level];
-  with_lanes<Real>(channels, [&](auto lanes) {
-    constexpr int64_t kLanes = lanes.value;
-    const int64_t column = channels * sizeof(Real);
-    const int64_t size = (band.end - band.begin) * column;
-    std::memset(buffer, 0, size);
-    set_level(level, -band.begin * column, column, samples, 0, capacity);
-    int64_t first_point = 0;
-    for (int64_t i = 0; i < band.level; ++i) first_point += problem.levels[i].points;
-    const int64_t step = level.points ? capacity / level.points : problem.queries;
+  Storage* grad_value =
+      data.grad_value +
+      ((band.image * problem.positions + level.start + band.begin) * problem.heads + band.head) *
+          problem.channels;
+  const bool in_place =
+      std::is_same_v<Storage, Real> && 4 * problem.queries * level.points < positions;
+  char* rows = in_place ? reinterpret_cast<char*>(grad_value) : reinterpret_cast<char*>(buffer);
+  const int64_t column = in_place ? problem.heads * row : row;
+  for (int64_t i = 0; i < positions; ++i) std::memset(rows + i * column, 0, row);
+  set_level(level, -band.begin * column, column, samples, 0, capacity);
+  const int64_t step = capacity / std::max<int64_t>(1, level.points);
+  with_lanes<Real>(problem.channels, [&](auto lanes) {
     for (int64_t begin = 0; begin < problem.queries && level.points; begin += step) {
-      const int64_t count = begin + step < problem.queries ? step : problem.queries - begin;
-      const int64_t row = (band.image * problem.queries + begin) * heads + band.head;
-      for (int64_t i = 0; i < count; ++i) {
-        read_samples(data.locations, data.attention,
-                     (row + i * heads) * problem.samples + first_point, level.points, samples,
-                     i * level.points);
-      }
-      find_taps(samples, count * level.points, column, -1);
-      confine_taps(samples, count * level.points, size, -1);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t ahead = row + (i + step) * heads;
-        __builtin_prefetch(data.grad_output + ahead * channels);
-        __builtin_prefetch(data.grad_output + ahead * channels + 64 / sizeof(Storage));
-        prefetch(data.locations, 2 * (ahead * problem.samples + first_point));
-        prefetch(data.attention, ahead * problem.samples + first_point);
-        const Storage* grad = data.grad_output + (row + i * heads) * channels;
-        for_packs<kLanes>(channels, [&](auto packs, int64_t channel, int overlap) {
-          add_rows<kLanes, packs.value>(reinterpret_cast<char*>(buffer + channel), grad + channel,
-                                        overlap, samples, i * level.points, level.points, -1);
-        });
-      }
-    }
-    Storage* to =
-        data.grad_value +
-        ((band.image * problem.positions + level.start + band.begin) * heads + band.head) *
-            channels;
-    for (int64_t i = 0; i < band.end - band.begin; ++i) {
-      convert(buffer + i * channels, channels, to + i * heads * channels);
+      add_queries<lanes.value>(problem, data, band, samples, begin,
+                               std::min(step, problem.queries - begin), rows, column);
     }
   });
+  for (int64_t i = 0; i < positions && !in_place; ++i) {
+    convert(buffer + i * problem.channels, problem.channels,
+            grad_value + i * problem.heads * problem.channels);
+  }
 }
 
 template <typename Storage>
