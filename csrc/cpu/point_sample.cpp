@@ -16,9 +16,6 @@
 namespace mask2former {
 namespace {
 
-// Planes that share the arithmetic of a block of points.
-constexpr int64_t kPlanesInGroup = 16;
-
 template <typename Storage>
 PointKernels<Storage> kernels() {
   switch (instruction_set()) {
@@ -40,20 +37,27 @@ int64_t parts_of(int64_t count, int64_t size) {
   return (count + size - 1) / size;
 }
 
+// Planes that share the arithmetic of a block of points, few enough for every thread to have some.
+int64_t planes_in_group(const PointProblem& problem) {
+  const int64_t share = parts_of(problem.images * problem.planes, torch::stable::get_num_threads());
+  return std::clamp<int64_t>(share, 1, 64);
+}
+
 template <typename Storage>
 void forward(const PointProblem& problem, const PointData<Storage>& data) {
   using Block = PointBlock<RealOf<Storage>>;
   const int64_t capacity = points_in_block(problem);
   const int64_t blocks = parts_of(problem.points, capacity);
-  const int64_t groups = parts_of(problem.planes, kPlanesInGroup);
+  const int64_t size = planes_in_group(problem);
+  const int64_t groups = parts_of(problem.planes, size);
   torch::stable::parallel_for(
       0, problem.images * groups * blocks, 1, [&](int64_t begin, int64_t end) {
         Block block(capacity);
         for (int64_t task = begin; task < end; ++task) {
-          const int64_t plane = task / blocks % groups * kPlanesInGroup;
+          const int64_t plane = task / blocks % groups * size;
           const int64_t point = task % blocks * capacity;
           kernels<Storage>().forward(problem, data, block, task / (groups * blocks), plane,
-                                     std::min(plane + kPlanesInGroup, problem.planes), point,
+                                     std::min(plane + size, problem.planes), point,
                                      std::min(capacity, problem.points - point));
         }
       });
@@ -64,14 +68,15 @@ void backward_input(const PointProblem& problem, const PointData<Storage>& data)
   using Real = RealOf<Storage>;
   using Block = PointBlock<Real>;
   const int64_t capacity = points_in_block(problem);
-  const int64_t groups = parts_of(problem.planes, kPlanesInGroup);
+  const int64_t size = planes_in_group(problem);
+  const int64_t groups = parts_of(problem.planes, size);
   torch::stable::parallel_for(0, problem.images * groups, 1, [&](int64_t begin, int64_t end) {
     Block block(capacity);
     std::vector<Real> buffer(std::is_same_v<Storage, Real> ? 0 : problem.area());
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t plane = task % groups * kPlanesInGroup;
+      const int64_t plane = task % groups * size;
       kernels<Storage>().backward_input(problem, data, block, task / groups, plane,
-                                        std::min(plane + kPlanesInGroup, problem.planes),
+                                        std::min(plane + size, problem.planes),
                                         buffer.empty() ? nullptr : buffer.data());
     }
   });

@@ -2,8 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <type_traits>
-#include <vector>
+#include <utility>
 
 #include "../bilinear.h"
 #include "numbers.h"
@@ -39,17 +40,6 @@ struct PointData {
 template <typename Real>
 class PointBlock {
  public:
-  explicit PointBlock(int64_t points)
-      : capacity(points), positions_(points), reals_(6 * points), apart_(points) {
-    position = positions_.data();
-    apart = apart_.data();
-    to_right = reals_.data();
-    to_bottom = reals_.data() + points;
-    grad_x = reals_.data() + 2 * points;
-    grad_y = reals_.data() + 3 * points;
-    spare = reals_.data() + 4 * points;
-  }
-
   struct Apart {
     int64_t index;  // in the block
     Cell<Real> cell;
@@ -63,10 +53,23 @@ class PointBlock {
   Real* spare;  // two numbers for each point
   Apart* apart;
 
+  explicit PointBlock(int64_t points)
+      : capacity(points),
+        positions_(std::make_unique_for_overwrite<int64_t[]>(points)),
+        reals_(std::make_unique_for_overwrite<Real[]>(6 * points)),
+        apart_(std::make_unique_for_overwrite<Apart[]>(points)) {
+    position = positions_.get();
+    apart = apart_.get();
+    Real* reals = reals_.get();
+    for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &spare}) {
+      *array = std::exchange(reals, reals + points);
+    }
+  }
+
  private:
-  std::vector<int64_t> positions_;
-  std::vector<Real> reals_;
-  std::vector<Apart> apart_;
+  std::unique_ptr<int64_t[]> positions_;
+  std::unique_ptr<Real[]> reals_;
+  std::unique_ptr<Apart[]> apart_;
 };
 
 // The kernels of one instruction set.

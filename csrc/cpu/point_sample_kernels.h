@@ -185,11 +185,11 @@ void backward_input(const PointProblem& problem, const PointData<Storage>& data,
   for (int64_t start = begin; start < end; start += step) {
     const int64_t plane = image * problem.planes + start;
     Real* sums = buffer ? buffer : reinterpret_cast<Real*>(data.grad_input + plane * area);
-    std::memset(sums, 0, step * area * sizeof(Real));
     for (int64_t first = 0; first < points; first += block.capacity) {
       const int64_t count = std::min(block.capacity, points - first);
       locate_points(problem, data.points, image * points + first, count, block);
       for (int64_t i = 0; i < step; ++i) {
+        if (first == 0) std::memset(sums + i * area, 0, area * sizeof(Real));
         add_to_plane(problem, block, data.grad_output + (plane + i) * points + first,
                      sums + i * area);
       }
