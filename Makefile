@@ -1,8 +1,10 @@
 # make demo: segment a rendered scene.  make test: run all tests.  Both set up .venv first.
 # A fresh machine needs python3 >= 3.10 and, for the compiled kernels, a C++ compiler.
+# make test-sanitize: the op tests on kernels that watch their memory accesses and arithmetic.
+# make wheel, then make test-wheel: the op tests on that wheel, in an environment of its own.
 #
-# PYTHON  the interpreter that .venv is made with
-# TORCH   which PyTorch .venv gets, as pip says it, for example TORCH=torch==2.13.0
+# PYTHON  the interpreter that .venv, or the environment of test-wheel, is made with
+# TORCH   which PyTorch it gets, as pip says it, for example TORCH=torch==2.13.0
 # MASK2FORMER_BUILD  auto, cpu, cuda or none: which kernels are built, see setup.py
 
 PYTHON ?= python3
@@ -10,16 +12,50 @@ TORCH ?= torch
 VENV ?= .venv
 LINTERS := ruff==0.17.5 clang-format==19.1.7
 
+# GCC's sanitizers. Python's own flags bring -fwrapv, which would hide sums that overflow.
+SANITIZERS := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
+	-fno-wrapv -fno-omit-frame-pointer -O1 -g
+# Python itself has none, so the first library to load must bring them. What Python still holds when
+# it ends is no leak of ours.
+SANITIZED := ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
+# pytest must not hold back what a sanitizer says before it ends the process.
+SANITIZED_TESTS = $(SANITIZED) $(abspath $(BIN))/python -m pytest --capture=sys $(PYTEST_ARGS)
+
 BIN := $(VENV)/bin
+WHEEL = $(or $(wildcard dist/*.whl),$(error dist has no wheel yet: make wheel))
 KERNELS := $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo test lint format wheel clean
+.PHONY: demo test test-sanitize test-wheel lint format wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/mask2former demo
 
 test: $(VENV)/installed-for-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The tests run beside the library they are for, away from the package in the source tree. What
+# torch.compile's default backend compiles is not ours, and its compiler need not be watched.
+test-sanitize: DIR = build/sanitized/lib
+test-sanitize: $(VENV)/installed-for-test
+	rm -rf build/sanitized
+	MASK2FORMER_BUILD=cpu CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" \
+		$(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib $(DIR)
+	cp -r tests pyproject.toml $(DIR)
+	cd $(DIR) && $(SANITIZED_TESTS) tests/ops/sanitizer_proof.py
+	cd $(DIR) && $(SANITIZED_TESTS) tests/ops -k "not inductor"
+
+test-wheel: DIR = build/test-wheel
+test-wheel:
+	rm -rf $(DIR)
+	mkdir -p $(DIR)
+	cp -r tests pyproject.toml $(DIR)
+	$(PYTHON) -m venv $(DIR)/env
+	$(DIR)/env/bin/pip install "$(TORCH)" "$(WHEEL)[test]" torch-abi-audit
+	cd $(DIR) && env/bin/python -c "import mask2former_ops._C"
+	$(DIR)/env/bin/torch-abi-audit --check both $(DIR)/env/lib/python*/site-packages/mask2former_ops/_C.abi3.so
+	cd $(DIR) && env/bin/python -m pytest $(PYTEST_ARGS) tests/ops
+	rm -rf $(DIR)/env  # a torch with CUDA has 5 GB
 
 lint: $(VENV)/linters
 	$(BIN)/ruff check .
@@ -32,7 +68,7 @@ format: $(VENV)/linters
 	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(KERNELS))
 
 wheel: $(VENV)/torch
-	rm -rf build  # what an earlier build left there would get into the wheel
+	rm -rf build dist  # what an earlier build left there would get into the wheel
 	$(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:

@@ -45,5 +45,12 @@ def check_device(op: str, name: str, tensor: Tensor, first: str, device: torch.d
         )
 
 
+def check_output_mask(op: str, output_mask: Sequence[bool], count: int) -> None:
+    """Raises RuntimeError unless there is one value for each of the `count` gradients."""
+    if len(output_mask) != count:  # of a list given as bool[N] torch does not check the length
+        got = len(output_mask)
+        raise RuntimeError(f"{op}: output_mask must have {count} values, but has {got}")
+
+
 def _shape(sizes: Sequence) -> str:
     return "(" + ", ".join("any" if size is None else str(size) for size in sizes) + ")"

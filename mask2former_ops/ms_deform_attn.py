@@ -1,16 +1,24 @@
 """Multi-scale deformable attention, the whole contract of the operator.
 
-Schema, public function, checks, reference, fake, autograd, autocast.
+Schema, public function, checks, reference, fake, autograd, vmap, autocast.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from mask2former_ops import reference
-from mask2former_ops._checks import FLOATING, check_device, check_dtype, check_shape
+from mask2former_ops._checks import (
+    FLOATING,
+    check_device,
+    check_dtype,
+    check_output_mask,
+    check_shape,
+)
 from mask2former_ops._extension import warn_of_fallback
+from mask2former_ops._vmap import fold, unfold
 
 _OP = "mask2former_ops::ms_deform_attn"
 _BACKWARD = "mask2former_ops::ms_deform_attn_backward"
@@ -58,11 +66,12 @@ def ms_deform_attn(
 
     Returns:
         (N, Q, M * D) in value's dtype, accumulated in float32 (float64 for float64). Differentiable
-        once, in value, sampling_locations and attention_weights. Under autocast value is taken in
-        the autocast dtype and the other two in float32.
+        once, in value, sampling_locations and attention_weights; `torch.vmap` maps over these
+        three. Under autocast value is taken in the autocast dtype and the other two in float32.
 
     Raises:
-        RuntimeError: an argument has the wrong shape, dtype, device, or levels that do not fit S.
+        RuntimeError: an argument has the wrong shape, dtype or device, the levels do not fit S or
+            overlap, or `torch.vmap` maps over them.
     """
     return torch.ops.mask2former_ops.ms_deform_attn(
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points
@@ -134,10 +143,24 @@ def _check_levels(value: Tensor, spatial_shapes: Tensor, level_start_index: Tens
             f"ms_deform_attn: spatial_shapes must cover value's S = {size}, but its levels have "
             f"{covered} pixels"
         )
+    spans = sorted(
+        (start, start + height * width)
+        for (height, width), start in zip(shapes, starts, strict=True)
+        if height * width
+    )
+    if any(start < end for (_, end), (start, _) in pairwise(spans)):
+        raise RuntimeError(
+            f"ms_deform_attn: level_start_index must not let levels overlap, but is {starts}"
+        )
 
 
-def _check_grad_output(grad_output: Tensor, value: Tensor, sampling_locations: Tensor) -> None:
+def _check_backward_arguments(
+    grad_output: Tensor, forward_arguments: Sequence, output_mask: Sequence[bool]
+) -> None:
+    _check_arguments(*forward_arguments)
+    value, _, _, sampling_locations, *_ = forward_arguments
     op, (n, _, m, d) = "ms_deform_attn_backward", value.shape
+    check_output_mask(op, output_mask, 3)
     check_dtype(op, "grad_output", grad_output, (value.dtype,))
     check_shape(
         op, "grad_output", grad_output, "(N, Q, M * D)", (n, sampling_locations.shape[1], m * d)
@@ -157,8 +180,7 @@ def _reference(*arguments):
 @torch.library.impl(_BACKWARD, "default")
 def _reference_backward(grad_output, *arguments):
     *forward_arguments, output_mask = arguments
-    _check_arguments(*forward_arguments)
-    _check_grad_output(grad_output, forward_arguments[0], forward_arguments[3])
+    _check_backward_arguments(grad_output, forward_arguments, output_mask)
     _check_levels(*forward_arguments[:3])
     warn_of_fallback("ms_deform_attn", grad_output.device.type)
     return reference.ms_deform_attn_backward(grad_output, *forward_arguments, output_mask)
@@ -176,9 +198,8 @@ def _fake(*arguments):
 @torch.library.register_fake(_BACKWARD)
 def _fake_backward(grad_output, *arguments):
     *forward_arguments, output_mask = arguments
-    _check_arguments(*forward_arguments)
+    _check_backward_arguments(grad_output, forward_arguments, output_mask)
     value, _, _, sampling_locations, attention_weights, _ = forward_arguments
-    _check_grad_output(grad_output, value, sampling_locations)
     return tuple(
         tensor.new_empty(tensor.shape if wanted else 0)
         for tensor, wanted in zip(
@@ -211,6 +232,49 @@ def _no_double_backward(ctx, *grads):
 
 
 torch.library.register_autograd(_BACKWARD, _no_double_backward)
+
+
+def _check_levels_are_shared(in_dims) -> None:
+    if in_dims[0] is not None or in_dims[1] is not None:
+        raise RuntimeError(
+            "ms_deform_attn: torch.vmap cannot map over spatial_shapes and level_start_index, "
+            "because all images of a batch share their levels; give them in_dims=None"
+        )
+
+
+def _vmap(info, in_dims, value, shapes, starts, locations, weights, num_points=None):
+    _check_levels_are_shared(in_dims[1:3])
+    size, into = info.batch_size, 0
+    if in_dims[0] is None:  # need not be repeated: the queries of all are those of one
+        into = 1
+    else:
+        value = fold(value, in_dims[0], size, into)
+    locations = fold(locations, in_dims[3], size, into)
+    weights = fold(weights, in_dims[4], size, into)
+    output = ms_deform_attn(value, shapes, starts, locations, weights, num_points)
+    return unfold(output, size, at=into), into
+
+
+def _vmap_backward(
+    info, in_dims, grad_output, value, shapes, starts, locations, weights, num_points, output_mask
+):
+    _check_levels_are_shared(in_dims[2:4])
+    size = info.batch_size
+    grad_output, value, locations, weights = (
+        fold(tensor, in_dims[i], size, into=0)
+        for i, tensor in ((0, grad_output), (1, value), (4, locations), (5, weights))
+    )
+    gradients = torch.ops.mask2former_ops.ms_deform_attn_backward(
+        grad_output, value, shapes, starts, locations, weights, num_points, output_mask
+    )
+    return tuple(
+        unfold(gradient, size, at=0) if asked else gradient
+        for gradient, asked in zip(gradients, output_mask, strict=True)
+    ), tuple(0 if asked else None for asked in output_mask)
+
+
+torch.library.register_vmap(_OP, _vmap)
+torch.library.register_vmap(_BACKWARD, _vmap_backward)
 
 
 def _autocast(device_type: str):

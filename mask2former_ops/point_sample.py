@@ -1,14 +1,23 @@
 """Bilinear point sampling, the whole contract of the operator.
 
-Schema, public function, checks, reference, fake, autograd, autocast.
+Schema, public function, checks, reference, fake, autograd, vmap, autocast.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mask2former_ops import reference
-from mask2former_ops._checks import FLOATING, check_device, check_dtype, check_shape
+from mask2former_ops._checks import (
+    FLOATING,
+    check_device,
+    check_dtype,
+    check_output_mask,
+    check_shape,
+)
 from mask2former_ops._extension import warn_of_fallback
+from mask2former_ops._vmap import fold, place, unfold
 
 _OP = "mask2former_ops::point_sample"
 _BACKWARD = "mask2former_ops::point_sample_backward"
@@ -43,7 +52,7 @@ def point_sample(input: Tensor, points: Tensor, align_corners: bool = False) -> 
 
     Returns:
         (N, C, P) or (N, C, Hg, Wg) in input's dtype, float32 for uint8 and bool. Differentiable
-        once, in input and points.
+        once, in input and points; `torch.vmap` maps over both.
 
     Raises:
         RuntimeError: an argument has the wrong shape, dtype or device.
@@ -74,8 +83,15 @@ def _check_arguments(input: Tensor, points: Tensor) -> None:
     check_device(op, "points", points, "input", input.device)
 
 
-def _check_grad_output(grad_output: Tensor, input: Tensor, points: Tensor) -> None:
+def _check_backward_arguments(
+    grad_output: Tensor, input: Tensor, points: Tensor, output_mask: Sequence[bool]
+) -> None:
+    _check_arguments(input, points)
     op = "point_sample_backward"
+    check_output_mask(op, output_mask, 2)
+    if output_mask[0] and not input.is_floating_point():
+        dtype = str(input.dtype).removeprefix("torch.")
+        raise RuntimeError(f"{op}: input has no gradient, because it is {dtype}")
     check_dtype(op, "grad_output", grad_output, (_output_dtype(input),))
     layout = "(N, C, P)" if points.dim() == 3 else "(N, C, Hg, Wg)"
     check_shape(op, "grad_output", grad_output, layout, (*input.shape[:2], *points.shape[1:-1]))
@@ -95,8 +111,7 @@ def _reference(input, points, *, align_corners=False):
 
 @torch.library.impl(_BACKWARD, "default")
 def _reference_backward(grad_output, input, points, align_corners, output_mask):
-    _check_arguments(input, points)
-    _check_grad_output(grad_output, input, points)
+    _check_backward_arguments(grad_output, input, points, output_mask)
     warn_of_fallback("point_sample", input.device.type)
     return reference.point_sample_backward(grad_output, input, points, align_corners, output_mask)
 
@@ -109,8 +124,7 @@ def _fake(input, points, *, align_corners=False):
 
 @torch.library.register_fake(_BACKWARD)
 def _fake_backward(grad_output, input, points, align_corners, output_mask):
-    _check_arguments(input, points)
-    _check_grad_output(grad_output, input, points)
+    _check_backward_arguments(grad_output, input, points, output_mask)
     return (
         input.new_empty(input.shape if output_mask[0] else 0),
         points.new_empty(points.shape if output_mask[1] else 0),
@@ -140,6 +154,50 @@ def _no_double_backward(ctx, *grads):
 
 
 torch.library.register_autograd(_BACKWARD, _no_double_backward)
+
+
+def _of_every_image(points: Tensor, images: int) -> Tensor:
+    """(size * images, ...) of points (size, images or 1, ...), where size is the mapped one."""
+    if points.shape[1] == 1:
+        points = points.expand(-1, images, *points.shape[2:])
+    return points.flatten(0, 1)
+
+
+def _vmap(info, in_dims, input, points, *, align_corners=False):
+    size = info.batch_size
+    if in_dims[0] is None:  # need not be repeated: the points of all are those of one
+        output = point_sample(input, fold(points, in_dims[1], size, into=1), align_corners)
+        return unfold(output, size, at=2), 2
+    input = fold(input, in_dims[0], size, into=0)
+    if in_dims[1] is not None or points.shape[0] != 1:
+        points = place(points, in_dims[1], size, at=0)
+        points = _of_every_image(points, input.shape[0] // size)
+    return unfold(point_sample(input, points, align_corners), size, at=0), 0
+
+
+def _vmap_backward(info, in_dims, grad_output, input, points, align_corners, output_mask):
+    size = info.batch_size
+    grad_output = fold(grad_output, in_dims[0], size, into=0)
+    input = fold(input, in_dims[1], size, into=0)
+    points = place(points, in_dims[2], size, at=0)
+    grad_input, grad_points = torch.ops.mask2former_ops.point_sample_backward(
+        grad_output,
+        input,
+        _of_every_image(points, input.shape[0] // size),
+        align_corners,
+        output_mask,
+    )
+    if output_mask[0]:
+        grad_input = unfold(grad_input, size, at=0)
+    if output_mask[1]:
+        grad_points = unfold(grad_points, size, at=0)
+        if points.shape[1] == 1:  # one image's share each
+            grad_points = grad_points.sum(1, keepdim=True)
+    return (grad_input, grad_points), tuple(0 if asked else None for asked in output_mask)
+
+
+torch.library.register_vmap(_OP, _vmap)
+torch.library.register_vmap(_BACKWARD, _vmap_backward)
 
 
 def _autocast(device_type: str):

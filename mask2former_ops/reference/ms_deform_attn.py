@@ -59,7 +59,7 @@ def ms_deform_attn_backward(
     """Gradients of value, locations and weights; one that is not asked for is an empty (0,)."""
     d = value.shape[3]
     dtype = accumulation_dtype(value.dtype)
-    attention = attention_weights.flatten(3).to(dtype)
+    attention = attention_weights.flatten(3).to(dtype).contiguous()
     heads, samples = attention.shape[:3].numel(), attention.shape[3]  # N*Q*M, K
     grad = grad_output.to(dtype).reshape(heads, d)
     padded = _padded_rows(value, dtype)
@@ -132,7 +132,7 @@ def _corner_rows(
         spatial_shapes, level_start_index, num_points, sampling_locations[..., 0]
     )
     locations = sampling_locations.to(coordinate_dtype(value.device))
-    locations = locations.flatten(3, -2)  # (N, Q, M, K, 2)
+    locations = locations.flatten(3, -2).contiguous()  # (N, Q, M, K, 2)
     x = locations[..., 0] * width - 0.5
     y = locations[..., 1] * height - 0.5
     image = torch.arange(n, device=value.device).view(n, 1, 1, 1)

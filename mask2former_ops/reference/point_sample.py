@@ -43,7 +43,9 @@ def point_sample_backward(
     flat_points = points.flatten(1, -2)
     pixels = input.flatten(2)
     grad = grad_output.flatten(2).to(dtype)
-    grad_pixels = torch.zeros(pixels.shape, dtype=dtype, device=input.device)
+    grad_pixels = torch.zeros(
+        pixels.shape if output_mask[0] else 0, dtype=dtype, device=input.device
+    )
     grad_x, grad_y = (
         torch.zeros(flat_points.shape[:2], dtype=dtype, device=input.device) for _ in "xy"
     )

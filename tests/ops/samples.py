@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ def msda_arguments(
     dtype: torch.dtype = torch.float64,
     *,
     location_dtype: torch.dtype | None = None,
+    weight_dtype: torch.dtype | None = None,
     levels: Sequence[tuple[int, int]] = LEVELS,
     n: int = 2,
     q: int = 7,
@@ -32,11 +34,19 @@ def msda_arguments(
     areas = shapes.prod(1)
     starts = areas.cumsum(0) - areas
     per_query = (len(levels), p) if num_points is None else (sum(num_points),)
-    value = torch.randn(n, int(areas.sum()), m, d, generator=g, dtype=torch.float64)
+    value = torch.randn(n, int(areas.sum()), m, d, generator=g, dtype=torch.float64).to(dtype)
     locations = torch.rand(n, q, m, *per_query, 2, generator=g, dtype=torch.float64) * 1.4 - 0.2
     weights = torch.rand(n, q, m, *per_query, generator=g, dtype=torch.float64)
-    other = location_dtype or dtype
-    return value.to(dtype), shapes, starts, locations.to(other), weights.to(other), num_points
+    locations = locations.to(location_dtype or dtype)
+    return value, shapes, starts, locations, weights.to(weight_dtype or dtype), num_points
+
+
+def msda_grad(arguments: Sequence, seed: int = 1) -> Tensor:
+    """A gradient for the output of ms_deform_attn."""
+    value, locations = arguments[0], arguments[3]
+    shape = value.shape[0], locations.shape[1], value.shape[2] * value.shape[3]
+    grad = torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+    return grad.to(value.dtype)
 
 
 def point_arguments(
@@ -60,3 +70,35 @@ def point_arguments(
     if point_dtype is None:
         point_dtype = dtype if dtype.is_floating_point else torch.float32
     return values.to(dtype), where.to(point_dtype)
+
+
+def point_grad(input: Tensor, points: Tensor, seed: int = 1) -> Tensor:
+    """A gradient for the output of point_sample."""
+    shape = *input.shape[:2], *points.shape[1:-1]
+    grad = torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+    return grad.to(input.dtype if input.is_floating_point() else torch.float32)
+
+
+def on_the_grid(
+    size: tuple[int, int], count: int, *, align_corners: bool = False, seed: int = 0
+) -> Tensor:
+    """(count, 2) float64 locations at centres and edges of the pixels of a map (H, W), and up to a
+    pixel outside it."""
+    columns = []
+    for pixels in reversed(size):
+        at = torch.arange(-2, 2 * pixels + 1, dtype=torch.float64) / 2  # from -1 to H or W
+        at = at / max(pixels - 1, 1) if align_corners else (at + 0.5) / pixels
+        columns.append(at[torch.randint(len(at), (count,), generator=generator(seed))])
+        seed += 1
+    return torch.stack(columns, -1)
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """The same numbers, every second one in memory, with 77 in between."""
+    return torch.stack((tensor, torch.full_like(tensor, 77)), -1)[..., 0]
+
+
+def lazy_zeros(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    """Zeros in memory that the system hands out only where it is written."""
+    name = str(dtype).removeprefix("torch.")
+    return torch.from_numpy(np.zeros(shape, name))

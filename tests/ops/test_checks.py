@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mask2former_ops._checks import check_device, check_dtype, check_shape
+from mask2former_ops._checks import check_device, check_dtype, check_output_mask, check_shape
 
 
 def test_a_fitting_tensor_passes():
@@ -11,6 +11,7 @@ def test_a_fitting_tensor_passes():
     check_shape("op", "x", tensor, "(A, B)", (None, 3))
     check_dtype("op", "x", tensor, (torch.float64, torch.float32))
     check_device("op", "x", tensor, "y", torch.device("cpu"))
+    check_output_mask("op", [True, False], 2)
 
 
 def test_the_message_has_op_argument_expectation_and_what_came():
@@ -27,3 +28,6 @@ def test_the_message_has_op_argument_expectation_and_what_came():
     with pytest.raises(RuntimeError) as caught:
         check_device("op", "x", tensor, "y", torch.device("meta"))
     assert str(caught.value) == "op: x must be on meta like y, but is on cpu"
+    with pytest.raises(RuntimeError) as caught:
+        check_output_mask("op", [True], 2)
+    assert str(caught.value) == "op: output_mask must have 2 values, but has 1"

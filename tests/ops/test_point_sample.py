@@ -1,4 +1,5 @@
-"""The operator, compiled where the library is built, against the reference in float64."""
+"""The numbers of the operator, compiled where the library is built, against the reference in
+float64. Its manners in autograd, torch.compile and so on are in test_point_sample_contract.py."""
 
 import math
 
@@ -6,26 +7,29 @@ import pytest
 import torch
 
 from mask2former_ops import point_sample, reference
-from tests.ops.samples import generator, point_arguments
-from tests.ops.tolerances import assert_close
+from tests.ops.samples import (
+    generator,
+    lazy_zeros,
+    on_the_grid,
+    point_arguments,
+    point_grad,
+    spread,
+)
+from tests.ops.tolerances import assert_all_equal, assert_close
 
+pytestmark = pytest.mark.usefixtures("instruction_set")
 OP = torch.ops.mask2former_ops.point_sample.default
 BACKWARD = torch.ops.mask2former_ops.point_sample_backward.default
 # The operator runs the kernel where there is one; the reference must hold the same limits.
 IMPLEMENTATIONS = [(OP, BACKWARD), (reference.point_sample, reference.point_sample_backward)]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 MASKS = [torch.bool, torch.uint8]
+BOTH = [True, True]
 POINTS = [(2, 11), (1, 11), (2, 3, 4), (1, 3, 4)]
 
 
-def grad_like_output(input, points, seed=1):
-    shape = *input.shape[:2], *points.shape[1:-1]
-    grad = torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-    return grad.to(input.dtype if input.is_floating_point() else torch.float32)
-
-
 def check_against_float64(forward, backward, input, points, align_corners=False):
-    grad = grad_like_output(input, points)
+    grad = point_grad(input, points)
     dtype = grad.dtype
     exact = input.double(), points.double()
     output = forward(input, points, align_corners=align_corners)
@@ -39,6 +43,12 @@ def check_against_float64(forward, backward, input, points, align_corners=False)
         assert_close(result[0], expected[0], dtype)
     assert result[1].dtype == points.dtype
     assert_close(result[1], expected[1], dtype)
+
+
+def results(input, points, grad, align_corners=False):
+    """The output and both gradients."""
+    gradients = BACKWARD(grad, input, points, align_corners, BOTH)
+    return OP(input, points, align_corners=align_corners), *gradients
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -56,6 +66,20 @@ def test_output_and_gradients_are_within_the_limits(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_inputs_may_come_with_float32_points(dtype):
     check_against_float64(OP, BACKWARD, *point_arguments(dtype, point_dtype=torch.float32))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES + MASKS)
+@pytest.mark.parametrize(("forward", "backward"), IMPLEMENTATIONS, ids=["operator", "reference"])
+def test_points_may_lie_exactly_on_the_pixel_grid(forward, backward, dtype, align_corners):
+    """Centres and edges, where another rounding would take the slope of the next cell."""
+    sizes = [(9, 17), (1, 5), (129, 2)] if align_corners else [(8, 16), (1, 4), (128, 2)]
+    if dtype != torch.float64:  # between the roundings of these sizes either slope is right
+        sizes += [(5, 6), (7, 100), (11, 13)]
+    for size in sizes:
+        input, points = point_arguments(dtype, size=size, points=(1, 300))
+        points[0] = on_the_grid(size, 300, align_corners=align_corners)
+        check_against_float64(forward, backward, input, points, align_corners)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (300, 501)])
@@ -94,9 +118,9 @@ def test_shared_points_equal_points_repeated_for_every_image():
     input, points = point_arguments(torch.float32, n=3, points=(1, 11))
     repeated = points.repeat(3, 1, 1)
     assert torch.equal(point_sample(input, points), point_sample(input, repeated))
-    grad = grad_like_output(input, points)
-    shared = BACKWARD(grad, input, points, False, [True, True])
-    single = BACKWARD(grad, input, repeated, False, [True, True])
+    grad = point_grad(input, points)
+    shared = BACKWARD(grad, input, points, False, BOTH)
+    single = BACKWARD(grad, input, repeated, False, BOTH)
     assert torch.equal(shared[0], single[0])
     assert_close(shared[1], single[1].double().sum(0, keepdim=True), torch.float32)
 
@@ -107,152 +131,153 @@ def test_masks_are_sampled_like_the_numbers_they_stand_for():
         assert torch.equal(point_sample(input, points), point_sample(input.float(), points))
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("points", [(2, 3), (1, 2, 2)])
-def test_gradients_are_the_derivatives(points, align_corners):
-    input, where = point_arguments(points=points, size=(3, 4))
-    assert torch.autograd.gradcheck(
-        lambda x, y: point_sample(x, y, align_corners),
-        (input.requires_grad_(), where.requires_grad_()),
-        atol=1e-7,
-    )
-
-
-# opcheck itself reads .grad of tensors that are no leaves
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.bool])
-@pytest.mark.parametrize("points", [(1, 5), (2, 2, 3)])
-def test_the_operator_passes_opcheck(dtype, points):
-    input, where = point_arguments(dtype, points=points)
-    grad = grad_like_output(input, where)
-    mask = [False, True]
-    torch.library.opcheck(BACKWARD, (grad, input, where, False, mask))
-    if input.is_floating_point():
-        input.requires_grad_()
-    torch.library.opcheck(OP, (input, where.requires_grad_()), {"align_corners": True})
-
-
-def test_it_compiles_into_one_graph_for_any_size():
-    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
-    def compiled(input, points):
-        return point_sample(input, points).sin()
-
-    for count in (11, 13):
-        input, points = point_arguments(points=(1, count), seed=count)
-        input.requires_grad_()
-        expected = point_sample(input, points).sin()
-        result = compiled(input, points)
-        assert_close(result, expected, torch.float64)
-        (ours,) = torch.autograd.grad(result.sum(), input)
-        assert_close(ours, torch.autograd.grad(expected.sum(), input)[0], torch.float64)
-
-
-@pytest.mark.parametrize("mask", [[True, False], [False, True]])
-def test_only_the_gradients_asked_for_are_computed(mask):
-    input, points = point_arguments()
-    grad = grad_like_output(input, points)
-    result = BACKWARD(grad, input, points, False, mask)
-    assert [x.numel() > 0 for x in result] == mask
-    leaf = (input, points)[mask.index(True)].requires_grad_()
-    (gradient,) = torch.autograd.grad(point_sample(input, points), leaf, grad)
-    assert torch.equal(gradient, result[mask.index(True)])
-
-
-def test_a_second_derivative_is_refused():
-    input, points = point_arguments()
-    output = point_sample(input.requires_grad_(), points)
-    (grad,) = torch.autograd.grad((output**2).sum(), input, create_graph=True)
-    with pytest.raises(NotImplementedError, match="once, not twice"):
-        grad.sum().backward()
-
-
 def test_inputs_need_not_be_contiguous():
-    input, points = point_arguments(torch.float32)
-    grad = grad_like_output(input, points)
-    apart = [torch.stack((x, torch.full_like(x, 77)), -1)[..., 0] for x in (input, points, grad)]
+    arguments = [*point_arguments(torch.float32), point_grad(*point_arguments(torch.float32))]
+    apart = [spread(x) for x in arguments]
     assert not any(x.is_contiguous() for x in apart)
-    assert torch.equal(point_sample(*apart[:2]), point_sample(input, points))
-    both = [True, True]
-    for result, expected in zip(
-        BACKWARD(apart[2], *apart[:2], False, both),
-        BACKWARD(grad, input, points, False, both),
-        strict=True,
-    ):
-        assert torch.equal(result, expected)
+    assert_all_equal(results(*apart), results(*arguments))
+
+
+def test_inputs_may_be_transposed_or_expanded():
+    """Channels last, rows and columns swapped, and strides of zero."""
+    input, points = point_arguments(torch.float32)
+    grad = point_grad(input, points)
+    last = input.contiguous(memory_format=torch.channels_last)
+    turned = input.mT.contiguous().mT
+    for view in (last, turned):
+        assert not view.is_contiguous()
+        assert_all_equal(results(view, points, grad), results(input, points, grad))
+    one = input[:1, :1].expand_as(input), points[:1].expand_as(points), grad[0, 0].expand_as(grad)
+    assert_all_equal(results(*one), results(*(x.contiguous() for x in one)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float16])
+def test_a_map_may_have_more_than_2_to_the_31_pixels(dtype):
+    side = 46500
+    input = lazy_zeros(1, 1, side, side, dtype=dtype)
+    assert input.numel() > 2**31
+    # Only the last 3x3 pixels are not zero, so they alone give the same samples.
+    small, where = point_arguments(dtype, point_dtype=torch.float32, n=1, c=1, size=(3, 3))
+    input[..., -3:, -3:] = small
+    points = ((where[:1].double() * 3 + side - 3) / side).float()
+    in_corner = (points.double() * side - (side - 3)) / 3
+    expected = reference.point_sample(small.double(), in_corner)
+    output = point_sample(input, points)
+    assert_close(output, expected, output.dtype)
+    grad, mask = point_grad(input, points), [False, True]
+    _, result = BACKWARD(grad, input, points, False, mask)
+    _, expected = reference.point_sample_backward(
+        grad.double(), small.double(), in_corner, False, mask
+    )
+    assert_close(result, expected * side / 3, output.dtype)
+
+
+def test_a_batch_may_have_more_than_2_to_the_31_pixels():
+    input = lazy_zeros(3, 683, 1024, 1024, dtype=torch.uint8)
+    assert input.numel() > 2**31
+    input[-1, -1] = 7
+    output = point_sample(input, torch.full((1, 2, 2), 0.99))
+    assert torch.equal(output[-1, -1], torch.tensor([7.0, 7.0]))
+    assert output.sum() == 14
+
+
+def test_a_stride_may_pass_2_to_the_31():
+    input, points = point_arguments(torch.uint8)
+    apart = lazy_zeros(2**31 + 1000, dtype=torch.uint8)
+    apart = apart.as_strided(input.shape, (2**31, 42, 7, 1)).copy_(input)
+    assert torch.equal(point_sample(apart, points), point_sample(input, points))
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
     input, points = point_arguments(torch.float32, n=3, c=20, size=(31, 17), points=(1, 9000))
-    grad = grad_like_output(input, points)
-    before, results = torch.get_num_threads(), []
+    grad = point_grad(input, points)
+    before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            gradients = BACKWARD(grad, input, points, False, [True, True])
-            results.append((OP(input, points), *gradients))
+            found.append(results(input, points, grad))
     finally:
         torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+    for other in found[1:]:
+        assert_all_equal(other, found[0])
 
 
 @pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("coordinates", [[0], [1], [0, 1]], ids=["x", "y", "both"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 6e4, -6e4, -0.5, 1.5])
-def test_a_point_off_the_map_samples_zero_and_gets_no_gradient(dtype, bad):
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30, -1e30, 6e4, -1, 2])
+def test_a_point_off_the_map_samples_zero_and_gets_no_gradient(
+    dtype, bad, coordinates, align_corners
+):
     input, points = point_arguments(dtype, size=(2, 2), points=(1, 40))
     where = torch.rand(points.shape[:-1], generator=generator(3)) < 0.5
-    calm = torch.where(where[..., None], torch.full_like(points, -0.5), points)
-    points[where] = bad
-    assert torch.equal(point_sample(input, points), point_sample(input, calm))
-    grad = grad_like_output(input, points)
+    calm = torch.where(where[..., None], torch.full_like(points, -2), points)
+    for coordinate in coordinates:
+        points[..., coordinate][where] = torch.tensor(bad, dtype=torch.float64).to(dtype)
+    grad = point_grad(input, points)
     grad[:, :, where[0]] = math.nan  # must not matter there
-    result = BACKWARD(grad, input, points, False, [True, True])
-    expected = BACKWARD(grad.nan_to_num(0), input, calm, False, [True, True])
-    assert all(torch.equal(x, y) for x, y in zip(result, expected, strict=True))
-    assert not result[1][where].any()
+    found = results(input, points, grad, align_corners)
+    assert_all_equal(found, results(input, calm, grad.nan_to_num(0), align_corners))
+    assert not found[2][where].any()
 
 
-def test_pixels_outside_the_samples_may_be_anything():
-    input = torch.full((1, 1, 4, 4), math.nan)
-    input[0, 0, :2, :2] = 1
-    points = torch.tensor([[[0.25, 0.25], [0.2, 0.3], [-0.02, 0.2], [5, 5]]])
-    assert point_sample(input, points).isfinite().all()
+BAD = [math.nan, math.inf, -math.inf]
+FOUR_KINDS_OF_POINTS = pytest.mark.parametrize("points", POINTS)
 
 
-def test_autocast_keeps_the_input_and_takes_float32_points():
-    input, points = point_arguments(torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = point_sample(input, points.bfloat16())
-        half = point_sample(input.bfloat16(), points)
-    assert torch.equal(output, point_sample(input, points.bfloat16().float()))
-    assert torch.equal(half, point_sample(input.bfloat16(), points))
+def pixels_read(input, points, grad):
+    """Which numbers of input take part in the products with grad that are not zero."""
+    gradients = reference.point_sample_backward(
+        grad.double(), input.double(), points.double(), False, [True, False]
+    )
+    return gradients[0] != 0
 
 
-# Argument changed, what it is changed to, and what the message must say.
-WRONG = [
-    (0, lambda x: x[0], r"input must have 4 dimensions \(N, C, H, W\), but has shape \(3, 6, 7\)"),
-    (0, lambda x: x.int(), "input must be float64 or .* but is int32"),
-    (1, lambda x: x.float(), "points must be float64, but is float32"),
-    (1, lambda x: x[0], r"points must have 3 dimensions \(N or 1, P, 2\)"),
-    (1, lambda x: x[..., :1], r"points must have shape \(N or 1, P, 2\) = \(any, any, 2\)"),
-    (1, lambda x: x.repeat(2, 1, 1), "points must have a first size of 1 or input's N = 2, but"),
-]  # fmt: skip
+@FOUR_KINDS_OF_POINTS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", BAD)
+def test_pixels_that_no_point_reads_may_be_anything(bad, dtype, points):
+    input, points = point_arguments(dtype, points=points)
+    grad = point_grad(input, points)
+    read = pixels_read(input, points, torch.ones_like(grad))
+    assert 0.2 < read.double().mean() < 0.8
+    poisoned = torch.where(read, input, bad)
+    assert_all_equal(results(poisoned, points, grad), results(input, points, grad))
 
 
-@pytest.mark.parametrize(("index", "change", "message"), WRONG)
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_wrong_argument_is_named(device, index, change, message):
-    arguments = list(point_arguments())
-    arguments[index] = change(arguments[index])
-    with pytest.raises(RuntimeError, match="point_sample: " + message):
-        point_sample(*(x.to(device) for x in arguments))
+@FOUR_KINDS_OF_POINTS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_channel_reaches_only_its_own_output(bad, dtype, points):
+    input, points = point_arguments(dtype, points=points, c=20)
+    poisoned = input.clone()
+    poisoned[1, 17] = bad
+    output, expected = point_sample(poisoned, points), point_sample(input, points)
+    on_the_map = expected[1, 17] != 0
+    assert not output[1, 17][on_the_map].isfinite().any()
+    assert not output[1, 17][~on_the_map].any()
+    output[1, 17] = expected[1, 17]
+    assert torch.equal(output, expected)
 
 
-def test_a_gradient_of_the_wrong_shape_is_named():
-    input, points = point_arguments()
-    grad = grad_like_output(input, points)
-    with pytest.raises(RuntimeError, match=r"grad_output must have shape .* = \(2, 3, 11\)"):
-        BACKWARD(grad[:, :2], input, points, False, [True, True])
-    with pytest.raises(RuntimeError, match="grad_output must be float64, but is float32"):
-        BACKWARD(grad.float(), input, points, False, [True, True])
+@FOUR_KINDS_OF_POINTS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_gradient_reaches_only_what_its_point_sampled(bad, dtype, points):
+    input, points = point_arguments(dtype, points=points)
+    grad = point_grad(input, points)
+    one = (1, 2) + (1,) * (points.dim() - 2)
+    at = (-1,) + (1,) * (points.dim() - 2)  # that point, also where the batch shares it
+    points[at] = 0.47  # on the map
+    of_input, of_points = results(input, points, grad)[1:]
+    alone = torch.zeros_like(grad)
+    alone[one] = 1
+    read = pixels_read(input, points, alone)
+    assert read.sum() == 4
+    grad[one] = bad
+    by_input, by_points = results(input, points, grad)[1:]
+    assert not by_input[read].isfinite().any()
+    assert torch.equal(by_input[~read], of_input[~read])
+    by_points[at] = of_points[at]
+    assert torch.equal(by_points, of_points)

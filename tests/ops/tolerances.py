@@ -1,5 +1,7 @@
 """The largest relative L2 error against the float64 reference that the op tests allow."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,9 @@ def assert_close(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     """Asserts equal shapes and an error within the limit of the dtype that was computed in."""
     assert result.shape == expected.shape
     assert relative_error(result, expected) <= RELATIVE_ERROR[dtype]
+
+
+def assert_all_equal(results: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Asserts that every number is the same."""
+    for result, wanted in zip(results, expected, strict=True):
+        assert torch.equal(result, wanted)
