@@ -39,7 +39,7 @@ test: $(VENV)/installed-for-test
 test-sanitize: DIR = build/sanitized/lib
 test-sanitize: $(VENV)/installed-for-test
 	rm -rf build/sanitized
-	MASK2FORMER_BUILD=cpu CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" \
+	MASK2FORMER_BUILD=cpu MASK2FORMER_CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" \
 		$(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib $(DIR)
 	cp -r tests pyproject.toml $(DIR)
 	cd $(DIR) && $(SANITIZED_TESTS) tests/ops/sanitizer_proof.py

@@ -7,6 +7,7 @@ fails, leaves the package to its PyTorch reference; cpu and none do what they sa
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -97,7 +98,7 @@ def with_library(request: str) -> dict:
         depends=[str(path) for path in Path("csrc").rglob("*.h")],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_2_11)],
         # Last, so that they win: the sanitizers need their own optimisation level.
-        extra_compile_args=[*FLAGS, *os.environ.get("CXXFLAGS", "").split()],
+        extra_compile_args=[*FLAGS, *shlex.split(os.environ.get("MASK2FORMER_CXXFLAGS", ""))],
         py_limited_api=True,
     )
     return {

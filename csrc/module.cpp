@@ -25,6 +25,9 @@ PyObject* instruction_set(PyObject*, PyObject*) {
 }
 
 PyObject* use_instruction_set(PyObject*, PyObject* name) {
+  if (!PyUnicode_Check(name)) {
+    return PyErr_Format(PyExc_TypeError, "the name of an instruction set must be a str");
+  }
   const char* wanted = PyUnicode_AsUTF8AndSize(name, nullptr);
   if (!wanted) return nullptr;
   std::string known;
@@ -48,7 +51,7 @@ PyMethodDef methods[] = {
 
 }  // namespace
 
-extern "C" PyMODINIT_FUNC PyInit__C(void) {
+PyMODINIT_FUNC PyInit__C(void) {
   static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C",
                                       "Compiled kernels of mask2former_ops.", -1, methods};
   return PyModule_Create(&module);

@@ -1,5 +1,6 @@
 // Where points lie, for packs of them: the twin of locate() in ../bilinear.h. In double, because a
-// float column of 100.3 is only good to 4e-6 of a pixel. See kernels.h.
+// float column of 100.3 is only good to 4e-6 of a pixel. Compiled once for each instruction set:
+// see kernels.h.
 
 namespace mask2former::MASK2FORMER_SET {
 

@@ -9,14 +9,13 @@ std::vector<InstructionSet> detect() {
   std::vector<InstructionSet> sets;
 #if MASK2FORMER_X86
   // These also ask whether the operating system saves the wide registers.
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     sets.push_back(InstructionSet::kAvx512);
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
-    sets.push_back(InstructionSet::kAvx2);
-  }
+  if (avx2) sets.push_back(InstructionSet::kAvx2);
 #endif
   sets.push_back(InstructionSet::kBaseline);
   return sets;

@@ -1,7 +1,6 @@
 // The instruction sets that the kernels are compiled for, and the one in use.
 #pragma once
 
-#include <string>
 #include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -3,11 +3,14 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../checks.h"
@@ -19,8 +22,8 @@ namespace mask2former {
 namespace {
 
 // Each thread sums up gradients of value in a band of at most this many bytes, unless a single row
-// of channels is longer.
-constexpr int64_t kBandBytes = 1 << 20;
+// of channels is longer. Every band of a level locates all samples of it again.
+constexpr int64_t kBandBytes = 4 << 20;
 // Samples are located in blocks of about this many, where a query has fewer of its own.
 constexpr int64_t kSamplesInBlock = 256;
 
@@ -50,26 +53,29 @@ void for_queries(const AttentionProblem& problem, Run run) {
 
 template <typename Storage>
 void forward(const AttentionProblem& problem, const AttentionData<Storage>& data) {
+  const auto kernel = kernels<Storage>().forward;
   for_queries<Storage>(problem,
                        [&](auto& samples, const Storage* zeros, int64_t begin, int64_t end) {
-                         kernels<Storage>().forward(problem, data, zeros, samples, begin, end);
+                         kernel(problem, data, zeros, samples, begin, end);
                        });
 }
 
 template <typename Storage>
 void backward_samples(const AttentionProblem& problem, const AttentionData<Storage>& data) {
-  for_queries<Storage>(
-      problem, [&](auto& samples, const Storage* zeros, int64_t begin, int64_t end) {
-        kernels<Storage>().backward_samples(problem, data, zeros, samples, begin, end);
-      });
+  const auto kernel = kernels<Storage>().backward_samples;
+  for_queries<Storage>(problem,
+                       [&](auto& samples, const Storage* zeros, int64_t begin, int64_t end) {
+                         kernel(problem, data, zeros, samples, begin, end);
+                       });
 }
 
-// The bands of one head of one image: enough of them, over all heads, for every thread to have one.
-// A level of few pixels has as many samples as any other, so it is cut into as many bands.
+// The bands of one head of one image: over all heads about one for each thread and not more,
+// because with two a thread takes twice as long. A level of few pixels has as many samples as any
+// other, so it is cut into as many bands.
 std::vector<Band> make_bands(const AttentionProblem& problem, int64_t row_bytes) {
   const int64_t longest = std::max<int64_t>(1, kBandBytes / row_bytes);
   const int64_t tasks = problem.images * problem.heads * std::ssize(problem.levels);
-  const int64_t cuts = (torch::stable::get_num_threads() + tasks - 1) / tasks;
+  const int64_t cuts = std::max<int64_t>(1, torch::stable::get_num_threads() / tasks);
   std::vector<Band> bands;
   int64_t first_point = 0;
   for (int64_t i = 0; i < std::ssize(problem.levels); ++i) {
@@ -87,6 +93,7 @@ std::vector<Band> make_bands(const AttentionProblem& problem, int64_t row_bytes)
 template <typename Storage>
 void backward_value(const AttentionProblem& problem, const AttentionData<Storage>& data) {
   using Real = RealOf<Storage>;
+  const auto kernel = kernels<Storage>().backward_value;
   const std::vector<Band> bands = make_bands(problem, problem.channels * sizeof(Real));
   const int64_t count = std::ssize(bands);
   int64_t longest = 0, capacity = kSamplesInBlock;
@@ -100,7 +107,7 @@ void backward_value(const AttentionProblem& problem, const AttentionData<Storage
           Band band = bands[task % count];
           band.image = task / count / problem.heads;
           band.head = task / count % problem.heads;
-          kernels<Storage>().backward_value(problem, data, band, samples, capacity, buffer.get());
+          kernel(problem, data, band, samples, capacity, buffer.get());
         }
       });
 }
@@ -168,8 +175,8 @@ AttentionProblem check_arguments(const Tensor& value, const Tensor& spatial_shap
     int64_t samples = 0;
     bool valid = static_cast<int64_t>(num_points->size()) == count;
     for (const int64_t points : *num_points) {
-      valid = valid && points >= 0;
-      samples += points;
+      valid = valid && points >= 0 && points <= std::numeric_limits<int64_t>::max() - samples;
+      if (valid) samples += points;
     }
     if (!valid) {
       fail(op, ": num_points must be ", count,
@@ -197,8 +204,7 @@ AttentionProblem check_arguments(const Tensor& value, const Tensor& spatial_shap
     check_on_cpu(op, name, *tensor, "value");
   }
 
-  const auto points =
-      num_points.value_or(std::vector<int64_t>(count, num_points ? 0 : sizes[sizes.size() - 2]));
+  const auto points = num_points.value_or(std::vector<int64_t>(count, sizes[sizes.size() - 2]));
   const Tensor shapes = torch::stable::contiguous(spatial_shapes);
   const Tensor starts = torch::stable::contiguous(level_start_index);
   return {images,

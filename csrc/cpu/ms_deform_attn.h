@@ -40,7 +40,7 @@ class Samples {
   explicit Samples(int64_t capacity) {
     const int64_t size = (capacity / kPadding + 1) * kPadding;  // never none
     doubles_.resize(9 * size);
-    reals_.resize(11 * size);
+    reals_.resize(10 * size);
     offsets_.resize(4 * size);
     double* doubles = doubles_.data();
     for (double** array :
@@ -65,10 +65,11 @@ class Samples {
   int64_t* offset[4];
   Real* weight[4];  // bilinear weight times attention, 0 where there is no pixel
   Real* dot[4];     // products of the tapped rows with grad_output's row
-  Real* spare;      // three numbers for each sample
+  Real* spare;      // two numbers for each sample
 
  private:
-  static constexpr int64_t kPadding = 8;  // no pack of any instruction set is longer
+  static constexpr int64_t kPadding =
+      8;  // arrays are read in whole packs of doubles, of at most eight
   std::vector<double> doubles_;
   std::vector<Real> reals_;
   std::vector<int64_t> offsets_;

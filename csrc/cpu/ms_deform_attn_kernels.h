@@ -1,4 +1,5 @@
-// The loops of multi-scale deformable attention, for one instruction set: see kernels.h.
+// The loops of multi-scale deformable attention, compiled once for each instruction set:
+// see kernels.h.
 
 namespace mask2former::MASK2FORMER_SET {
 
@@ -243,15 +244,15 @@ MASK2FORMER_INLINE void add_rows(char* buffer, const Storage* grad, int overlap,
   }
 }
 
-// Taps outside of the first `bytes` bytes of the buffer go nowhere.
+// Taps outside of the first `size` bytes of the buffer go nowhere.
 template <typename Real>
-MASK2FORMER_INLINE void confine_taps(Samples<Real>& samples, int64_t count, int64_t bytes,
+MASK2FORMER_INLINE void confine_taps(Samples<Real>& samples, int64_t count, int64_t size,
                                      int64_t nowhere) {
   for (int corner = 0; corner < 4; ++corner) {
     int64_t* offset = samples.offset[corner];
     for (int64_t i = 0; i < count; ++i) {
       offset[i] =
-          static_cast<uint64_t>(offset[i]) < static_cast<uint64_t>(bytes) ? offset[i] : nowhere;
+          static_cast<uint64_t>(offset[i]) < static_cast<uint64_t>(size) ? offset[i] : nowhere;
     }
   }
 }
@@ -302,8 +303,8 @@ void backward_value(const AttentionProblem& problem, const AttentionData<Storage
       data.grad_value +
       ((band.image * problem.positions + level.start + band.begin) * problem.heads + band.head) *
           problem.channels;
-  const bool in_place =
-      std::is_same_v<Storage, Real> && 4 * problem.queries * level.points < positions;
+  const bool in_place = std::is_same_v<Storage, Real> &&
+                        4 * problem.queries * level.points < int64_t{level.height} * level.width;
   char* rows = in_place ? reinterpret_cast<char*>(grad_value) : reinterpret_cast<char*>(buffer);
   const int64_t column = in_place ? problem.heads * row : row;
   for (int64_t i = 0; i < positions; ++i) std::memset(rows + i * column, 0, row);

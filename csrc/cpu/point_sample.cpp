@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "../checks.h"
@@ -27,14 +28,22 @@ PointKernels<Storage> kernels() {
   }
 }
 
-// Points that share a block: many where planes share it too, because with small blocks a plane
-// would leave the cache from one block to the next.
-int64_t points_in_block(const PointProblem& problem) {
-  return std::min<int64_t>(problem.points, problem.planes == 1 ? 1024 : 16384);
-}
-
 int64_t parts_of(int64_t count, int64_t size) {
   return (count + size - 1) / size;
+}
+
+// Points that share a block, in at least `parts` blocks where there are enough: many where planes
+// share it too, because with small blocks a plane would leave the cache from one to the next. Whole
+// packs, so that the last points are apart wherever the blocks end, and no sum depends on that.
+int64_t points_in_block(const PointProblem& problem, int64_t parts) {
+  constexpr int64_t least = 1024;
+  const int64_t share = parts_of(parts_of(problem.points, parts), 8) * 8;
+  return std::clamp<int64_t>(share, least, problem.planes == 1 ? least : 16384);
+}
+
+// Pieces that each of `count` tasks has to be cut into, for every thread to have one.
+int64_t cuts_of(int64_t count) {
+  return parts_of(torch::stable::get_num_threads(), std::max<int64_t>(1, count));
 }
 
 // Planes that share the arithmetic of a block of points, few enough for every thread to have some.
@@ -45,20 +54,19 @@ int64_t planes_in_group(const PointProblem& problem) {
 
 template <typename Storage>
 void forward(const PointProblem& problem, const PointData<Storage>& data) {
-  using Block = PointBlock<RealOf<Storage>>;
-  const int64_t capacity = points_in_block(problem);
-  const int64_t blocks = parts_of(problem.points, capacity);
+  const auto kernel = kernels<Storage>().forward;
   const int64_t size = planes_in_group(problem);
   const int64_t groups = parts_of(problem.planes, size);
+  const int64_t capacity = points_in_block(problem, cuts_of(problem.images * groups));
+  const int64_t blocks = parts_of(problem.points, capacity);
   torch::stable::parallel_for(
       0, problem.images * groups * blocks, 1, [&](int64_t begin, int64_t end) {
-        Block block(capacity);
+        PointBlock<RealOf<Storage>> block(std::min(capacity, problem.points));
         for (int64_t task = begin; task < end; ++task) {
-          const int64_t plane = task / blocks % groups * size;
-          const int64_t point = task % blocks * capacity;
-          kernels<Storage>().forward(problem, data, block, task / (groups * blocks), plane,
-                                     std::min(plane + size, problem.planes), point,
-                                     std::min(capacity, problem.points - point));
+          const int64_t plane = task / blocks % groups * size, point = task % blocks * capacity;
+          kernel(problem, data, block, task / (groups * blocks), plane,
+                 std::min(plane + size, problem.planes), point,
+                 std::min(capacity, problem.points - point));
         }
       });
 }
@@ -66,33 +74,33 @@ void forward(const PointProblem& problem, const PointData<Storage>& data) {
 template <typename Storage>
 void backward_input(const PointProblem& problem, const PointData<Storage>& data) {
   using Real = RealOf<Storage>;
-  using Block = PointBlock<Real>;
-  const int64_t capacity = points_in_block(problem);
+  constexpr bool in_place = std::is_same_v<Storage, Real>;
+  const auto kernel = kernels<Storage>().backward_input;
+  const int64_t capacity = std::min(points_in_block(problem, 1), problem.points);
   const int64_t size = planes_in_group(problem);
   const int64_t groups = parts_of(problem.planes, size);
   torch::stable::parallel_for(0, problem.images * groups, 1, [&](int64_t begin, int64_t end) {
-    Block block(capacity);
-    std::vector<Real> buffer(std::is_same_v<Storage, Real> ? 0 : problem.area());
+    PointBlock<Real> block(capacity);
+    const auto buffer = in_place ? nullptr : std::make_unique_for_overwrite<Real[]>(problem.area());
     for (int64_t task = begin; task < end; ++task) {
       const int64_t plane = task % groups * size;
-      kernels<Storage>().backward_input(problem, data, block, task / groups, plane,
-                                        std::min(plane + size, problem.planes),
-                                        buffer.empty() ? nullptr : buffer.data());
+      kernel(problem, data, block, task / groups, plane, std::min(plane + size, problem.planes),
+             buffer.get());
     }
   });
 }
 
 template <typename Storage>
 void backward_points(const PointProblem& problem, const PointData<Storage>& data) {
-  using Block = PointBlock<RealOf<Storage>>;
-  const int64_t capacity = points_in_block(problem);
+  const auto kernel = kernels<Storage>().backward_points;
+  const int64_t capacity = points_in_block(problem, cuts_of(problem.images));
   const int64_t blocks = parts_of(problem.points, capacity);
   torch::stable::parallel_for(0, problem.images * blocks, 1, [&](int64_t begin, int64_t end) {
-    Block block(capacity);
+    PointBlock<RealOf<Storage>> block(std::min(capacity, problem.points));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t point = task % blocks * capacity;
-      kernels<Storage>().backward_points(problem, data, block, task / blocks, point,
-                                         std::min(capacity, problem.points - point));
+      kernel(problem, data, block, task / blocks, point,
+             std::min(capacity, problem.points - point));
     }
   });
 }

@@ -1,4 +1,5 @@
-// The loops of point sampling, for one instruction set: see kernels.h.
+// The loops of point sampling, compiled once for each instruction set:
+// see kernels.h.
 
 namespace mask2former::MASK2FORMER_SET {
 
@@ -161,7 +162,8 @@ MASK2FORMER_INLINE void add_to_plane(const PointProblem& problem, PointBlock<Rea
   for (int64_t i = 0; i < block.packed; i += kPointLanes) {
     const auto grads = load_pack<kPointLanes>(grad + i);
     const auto to_right = load_pack<kPointLanes>(block.to_right + i);
-    const auto lower = grads * load_pack<kPointLanes>(block.to_bottom + i), upper = grads - lower;
+    const auto lower = grads * load_pack<kPointLanes>(block.to_bottom + i),
+               upper = grads * (1 - load_pack<kPointLanes>(block.to_bottom + i));
     const auto upper_right = upper * to_right, upper_left = upper - upper_right;
     const auto lower_right = lower * to_right, lower_left = lower - lower_right;
     for (int lane = 0; lane < kPointLanes; ++lane) {

@@ -1,6 +1,9 @@
-// Packs of numbers for the instruction set of the including file, see kernels.h.
+// Packs of numbers, compiled once for each instruction set: see kernels.h.
 
 namespace mask2former::MASK2FORMER_SET {
+
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+              "halves of a number are told apart by shifts");
 
 // `Lanes` numbers of a type in one variable.
 template <typename Number, int Lanes>
@@ -40,6 +43,12 @@ MASK2FORMER_INLINE Pack<uint32_t, Lanes> widen_bits(const void* from) {
         _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from))));
   }
 #endif
+#if defined(__aarch64__)
+  if constexpr (Lanes == 4) {  // below, GCC 12 widens number by number
+    const auto bits = reinterpret_cast<uint16x4_t>(load_bits<Lanes, uint16_t>(from));
+    return reinterpret_cast<Pack<uint32_t, Lanes>>(vmovl_u16(bits));
+  }
+#endif
   return __builtin_convertvector((load_bits<Lanes, uint16_t>(from)), Pack<uint32_t, Lanes>);
 }
 
@@ -60,13 +69,23 @@ MASK2FORMER_INLINE Pack<float, Lanes> widen_pack(Pack<uint32_t, Lanes> bits) {
   using Floats = Pack<float, Lanes>;
   if constexpr (std::is_same_v<HalfType, BFloat16>) {
     return reinterpret_cast<Floats>(bits << 16);
+#if defined(__aarch64__)
+  } else if constexpr (Lanes % 4 == 0) {
+    Floats floats;
+    for (int lane = 0; lane < Lanes; lane += 4) {
+      const auto half = vmovn_u32(vld1q_u32(reinterpret_cast<const uint32_t*>(&bits) + lane));
+      vst1q_f32(reinterpret_cast<float*>(&floats) + lane, vcvt_f32_f16(vreinterpret_f16_u16(half)));
+    }
+    return floats;
+#endif
   } else {
     const Bits magnitude = (bits & 0x7fffu) << 13;
-    // The product moves the exponent's bias from 15 to 127, subnormal numbers included.
-    const Floats finite = reinterpret_cast<Floats>(magnitude) * 0x1p112f;
+    const Bits normal = magnitude + 0x38000000u;  // the exponent's bias is 15 there and 127 here
+    // Exact, and no operand is a subnormal float, which the processor may be set to take as 0.
+    const Floats subnormal = reinterpret_cast<Floats>(magnitude | 0x38800000u) - 0x1p-14f;
+    const Bits finite = magnitude < 0x00800000u ? reinterpret_cast<Bits>(subnormal) : normal;
     const Bits not_finite = reinterpret_cast<Bits>(magnitude >= 0x0f800000u) & 0x7f800000u;
-    return reinterpret_cast<Floats>(reinterpret_cast<Bits>(finite) | not_finite |
-                                    (bits & 0x8000u) << 16);
+    return reinterpret_cast<Floats>(finite | not_finite | (bits & 0x8000u) << 16);
   }
 }
 
@@ -143,6 +162,15 @@ MASK2FORMER_INLINE void store_pack(Half* to, Pack<float, Lanes> pack) {
   if constexpr (Lanes == 16) {
     const auto half = _mm512_maskz_cvtps_ph(0xffff, pack, _MM_FROUND_TO_NEAREST_INT);
     std::memcpy(to, &half, sizeof half);
+    return;
+  }
+#endif
+#if defined(__aarch64__)
+  if constexpr (Lanes % 4 == 0) {
+    for (int lane = 0; lane < Lanes; lane += 4) {
+      const auto half = vcvt_f16_f32(vld1q_f32(reinterpret_cast<const float*>(&pack) + lane));
+      std::memcpy(to + lane, &half, sizeof half);
+    }
     return;
   }
 #endif

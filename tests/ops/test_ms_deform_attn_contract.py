@@ -261,6 +261,12 @@ WRONG = [
 ]  # fmt: skip
 
 
+def test_counts_of_points_whose_sum_overflows_are_refused():
+    *tensors, _ = msda_arguments(num_points=[1, 0, 1])
+    with pytest.raises(RuntimeError, match="ms_deform_attn: (num_points|sampling_locations) must"):
+        ms_deform_attn(*tensors, [2**63 - 1, 2**63 - 1, 4])  # 2 modulo 2^64
+
+
 @pytest.mark.parametrize(("index", "change", "message"), WRONG)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_wrong_argument_is_named(device, index, change, message):
