@@ -28,6 +28,10 @@ PointKernels<Storage> kernels() {
   }
 }
 
+// Each thread sums up gradients of half planes in a band of at most this many bytes, unless a
+// single row is longer. Every band visits all points.
+constexpr int64_t kBandBytes = 4 << 20;
+
 int64_t parts_of(int64_t count, int64_t size) {
   return (count + size - 1) / size;
 }
@@ -75,17 +79,26 @@ template <typename Storage>
 void backward_input(const PointProblem& problem, const PointData<Storage>& data) {
   using Real = RealOf<Storage>;
   constexpr bool in_place = std::is_same_v<Storage, Real>;
-  const auto kernel = kernels<Storage>().backward_input;
+  const auto kernels = mask2former::kernels<Storage>();
   const int64_t capacity = std::min(points_in_block(problem, 1), problem.points);
   const int64_t size = planes_in_group(problem);
   const int64_t groups = parts_of(problem.planes, size);
+  const int64_t row = problem.columns.size;
+  const int64_t buffer_rows =
+      std::clamp<int64_t>(kBandBytes / (row * sizeof(Real)), 1, problem.rows.size);
   torch::stable::parallel_for(0, problem.images * groups, 1, [&](int64_t begin, int64_t end) {
     PointBlock<Real> block(capacity);
-    const auto buffer = in_place ? nullptr : std::make_unique_for_overwrite<Real[]>(problem.area());
+    std::unique_ptr<Real[]> buffer;
+    if (!in_place) buffer = std::make_unique_for_overwrite<Real[]>(buffer_rows * row);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t plane = task % groups * size;
-      kernel(problem, data, block, task / groups, plane, std::min(plane + size, problem.planes),
-             buffer.get());
+      const int64_t image = task / groups, plane = task % groups * size;
+      const int64_t last = std::min(plane + size, problem.planes);
+      if constexpr (in_place) {
+        kernels.backward_input(problem, data, block, image, plane, last);
+      } else {
+        kernels.backward_half_input(problem, data, block, image, plane, last, buffer.get(),
+                                    buffer_rows);
+      }
     }
   });
 }

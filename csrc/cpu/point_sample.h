@@ -72,6 +72,11 @@ class PointBlock {
   std::unique_ptr<Apart[]> apart_;
 };
 
+// Consecutive rows of a plane.
+struct Rows {
+  int64_t begin, end;
+};
+
 // The kernels of one instruction set.
 template <typename Storage>
 struct PointKernels {
@@ -79,10 +84,12 @@ struct PointKernels {
   // Samples planes [begin, end) of an image at `count` points from `first` on.
   void (*forward)(const PointProblem&, const PointData<Storage>&, Block&, int64_t image,
                   int64_t begin, int64_t end, int64_t first, int64_t count);
-  // Gradients of planes [begin, end). `buffer` has room for a plane of float32; float32 and float64
-  // planes do without.
+  // Gradients of planes [begin, end), of float32 and float64.
   void (*backward_input)(const PointProblem&, const PointData<Storage>&, Block&, int64_t image,
-                         int64_t begin, int64_t end, RealOf<Storage>* buffer);
+                         int64_t begin, int64_t end);
+  // The same of half planes, through a buffer for `buffer_rows` rows of them.
+  void (*backward_half_input)(const PointProblem&, const PointData<Storage>&, Block&, int64_t image,
+                              int64_t begin, int64_t end, float* buffer, int64_t buffer_rows);
   // Gradients of `count` points from `first` on.
   void (*backward_points)(const PointProblem&, const PointData<Storage>&, Block&, int64_t image,
                           int64_t first, int64_t count);

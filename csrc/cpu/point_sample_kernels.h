@@ -143,21 +143,32 @@ void forward(const PointProblem& problem, const PointData<Storage>& data,
 
 // ---- backward: input ------------------------------------------------------------------------------
 
+// `plane` holds the pixels of `rows`, from the first of these on. Only half planes are cut into
+// such bands; the others have all rows.
 template <typename Output, typename Real>
 MASK2FORMER_INLINE void add_to_plane(const PointProblem& problem, PointBlock<Real>& block,
-                                     const Output* grad_output, Real* plane) {
+                                     const Output* grad_output, const Rows& rows, Real* plane) {
+  constexpr bool all = std::is_same_v<Output, Real>;
+  const int64_t width = problem.columns.size;
+  const int64_t origin = rows.begin * width, pixels = (rows.end - rows.begin) * width;
+  const auto inside = [&](int64_t position) {
+    return all || uint64_t(position) < uint64_t(pixels);
+  };
   Real* grad = block.spare;
   convert(grad_output, block.count, grad);
   for (int64_t i = 0; i < block.apart_count; ++i) {
     const auto& point = block.apart[i];
     const Real share = std::exchange(grad[point.index], Real(0));
-    visit_corners(
-        point.cell, problem.columns.size, problem.rows.size,
-        [&](int64_t position, Real weight, Real, Real) { plane[position] += weight * share; });
+    visit_corners(point.cell, problem.columns.size, problem.rows.size,
+                  [&](int64_t position, Real weight, Real, Real) {
+                    position -= origin;
+                    if (inside(position)) plane[position] += weight * share;
+                  });
   }
   using Pair = Pack<Real, 2>;
-  const auto add = [](Real* pixels, Pair pair) {
-    store_pack<2>(pixels, load_pack<2>(pixels) + pair);
+  const auto add = [&](int64_t position, Pair pair) {
+    if (!inside(position)) return;
+    store_pack<2>(plane + position, load_pack<2>(plane + position) + pair);
   };
   for (int64_t i = 0; i < block.packed; i += kPointLanes) {
     const auto grads = load_pack<kPointLanes>(grad + i);
@@ -167,36 +178,55 @@ MASK2FORMER_INLINE void add_to_plane(const PointProblem& problem, PointBlock<Rea
     const auto upper_right = upper * to_right, upper_left = upper - upper_right;
     const auto lower_right = lower * to_right, lower_left = lower - lower_right;
     for (int lane = 0; lane < kPointLanes; ++lane) {
-      Real* pixels = plane + block.position[i + lane];
-      add(pixels, Pair{upper_left[lane], upper_right[lane]});
-      add(pixels + problem.columns.size, Pair{lower_left[lane], lower_right[lane]});
+      const int64_t position = block.position[i + lane] - origin;
+      add(position, Pair{upper_left[lane], upper_right[lane]});
+      add(position + width, Pair{lower_left[lane], lower_right[lane]});
     }
   }
 }
 
-// A plane has one writer that takes the points in their order: the sums do not depend on the
-// threads. Half planes are summed up in the buffer, one after the other; the others where they lie,
-// side by side, so that the points are located once for all of them.
+// The planes have one writer that takes the points in their order: the sums do not depend on the
+// threads. They are summed up where they lie, side by side, so that the points are located once for
+// all of them.
 template <typename Storage>
 void backward_input(const PointProblem& problem, const PointData<Storage>& data,
-                    PointBlock<RealOf<Storage>>& block, int64_t image, int64_t begin, int64_t end,
-                    RealOf<Storage>* buffer) {
-  using Real = RealOf<Storage>;
+                    PointBlock<Storage>& block, int64_t image, int64_t begin, int64_t end) {
   const int64_t area = problem.area(), points = problem.points;
-  const int64_t step = buffer ? 1 : end - begin;
-  for (int64_t start = begin; start < end; start += step) {
-    const int64_t plane = image * problem.planes + start;
-    Real* sums = buffer ? buffer : reinterpret_cast<Real*>(data.grad_input + plane * area);
-    for (int64_t first = 0; first < points; first += block.capacity) {
-      const int64_t count = std::min(block.capacity, points - first);
-      locate_points(problem, data.points, image * points + first, count, block);
-      for (int64_t i = 0; i < step; ++i) {
-        if (first == 0) std::memset(sums + i * area, 0, area * sizeof(Real));
-        add_to_plane(problem, block, data.grad_output + (plane + i) * points + first,
-                     sums + i * area);
-      }
+  for (int64_t first = 0; first < points; first += block.capacity) {
+    const int64_t count = std::min(block.capacity, points - first);
+    locate_points(problem, data.points, image * points + first, count, block);
+    for (int64_t plane = image * problem.planes + begin; plane < image * problem.planes + end;
+         ++plane) {
+      Storage* sums = data.grad_input + plane * area;
+      if (first == 0) std::memset(sums, 0, area * sizeof(Storage));
+      add_to_plane(problem, block, data.grad_output + plane * points + first,
+                   {0, problem.rows.size}, sums);
     }
-    if (buffer) convert(buffer, area, data.grad_input + plane * area);
+  }
+}
+
+// Half planes are summed up in the buffer, one band after the other. The points of a block that
+// holds all of them are located once.
+template <typename Storage>
+void backward_half_input(const PointProblem& problem, const PointData<Storage>& data,
+                         PointBlock<float>& block, int64_t image, int64_t begin, int64_t end,
+                         float* buffer, int64_t buffer_rows) {
+  const int64_t width = problem.columns.size, points = problem.points;
+  const bool one_block = points <= block.capacity;
+  if (one_block) locate_points(problem, data.points, image * points, points, block);
+  for (int64_t plane = image * problem.planes + begin; plane < image * problem.planes + end;
+       ++plane) {
+    for (int64_t row = 0; row < problem.rows.size; row += buffer_rows) {
+      const Rows rows{row, std::min<int64_t>(row + buffer_rows, problem.rows.size)};
+      const int64_t pixels = (rows.end - rows.begin) * width;
+      std::memset(buffer, 0, pixels * sizeof(float));
+      for (int64_t first = 0; first < points; first += block.capacity) {
+        const int64_t count = std::min(block.capacity, points - first);
+        if (!one_block) locate_points(problem, data.points, image * points + first, count, block);
+        add_to_plane(problem, block, data.grad_output + plane * points + first, rows, buffer);
+      }
+      convert(buffer, pixels, data.grad_input + plane * problem.area() + row * width);
+    }
   }
 }
 
@@ -262,14 +292,17 @@ void backward_points(const PointProblem& problem, const PointData<Storage>& data
   write(data.grad_points, 2 * index, 2 * count, block.spare);
 }
 
-// Masks have no gradient.
 template <typename Storage>
 PointKernels<Storage> point_kernels() {
-  if constexpr (std::is_same_v<Storage, uint8_t>) {
-    return {&forward<Storage>, nullptr, &backward_points<Storage>};
-  } else {
-    return {&forward<Storage>, &backward_input<Storage>, &backward_points<Storage>};
+  PointKernels<Storage> kernels{};  // masks have no gradient
+  kernels.forward = &forward<Storage>;
+  kernels.backward_points = &backward_points<Storage>;
+  if constexpr (std::is_same_v<Storage, RealOf<Storage>>) {
+    kernels.backward_input = &backward_input<Storage>;
+  } else if constexpr (!std::is_same_v<Storage, uint8_t>) {
+    kernels.backward_half_input = &backward_half_input<Storage>;
   }
+  return kernels;
 }
 
 template PointKernels<double> point_kernels();

@@ -98,6 +98,15 @@ def test_many_maps_and_many_points(n, c, points):
 
 
 @pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("count", [400, 20000])
+def test_a_half_map_may_be_too_large_for_one_buffer(count):
+    """Its gradient is summed up in float32, a few rows at a time."""
+    check_against_float64(
+        OP, BACKWARD, *point_arguments(torch.float16, c=2, size=(1100, 1900), points=(1, count))
+    )
+
+
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(
     "sizes",
     [
