@@ -1,5 +1,8 @@
 """Times contestants side by side."""
 
+import ctypes
+import functools
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -41,8 +44,24 @@ class Timing:
         return statistics.median(other / own for other, own in pairs)
 
 
+@functools.cache
+def settle_allocator() -> None:
+    """Puts the allocator of glibc into the state that it reaches in a long run.
+
+    It gives freed memory back to the system, or keeps it, by a size that it raises up to 32 MiB as
+    such memory is freed. So by what happened before, the same 22 MiB were new pages in one race,
+    whose first touch takes longer than an operator, and old ones in the next.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        trim_threshold, mmap_threshold = -1, -3  # numbers of malloc.h
+        library.mallopt(mmap_threshold, 32 * MEBIBYTE)
+        library.mallopt(trim_threshold, 64 * MEBIBYTE)  # glibc's own: twice the other
+
+
 def race(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
     """Runs the contestants in turn, `rounds` times or, if that is short, for LEAST_SECONDS."""
+    settle_allocator()
     scrub = torch.zeros(torch.get_num_threads() * SCRUB_PER_THREAD, dtype=torch.uint8)
     for run in contestants.values():
         run()  # what is set up once is set up before the first round

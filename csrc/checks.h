@@ -100,11 +100,17 @@ inline void check_output_mask(const char* op, const std::vector<bool>& mask, siz
   }
 }
 
-// The kernels read memory of the host.
-inline void check_on_cpu(const char* op, const char* name, const Tensor& tensor,
-                         const char* first) {
-  if (!tensor.is_cpu()) {
-    fail(op, ": ", name, " must be on cpu like ", first, ", but is on another device");
+inline std::string device_text(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
+  return "another device";
+}
+
+inline void check_device(const char* op, const char* name, const Tensor& tensor, const char* first,
+                         const Tensor& other) {
+  const std::string expected = device_text(other), got = device_text(tensor);
+  if (got != expected) {
+    fail(op, ": ", name, " must be on ", expected, " like ", first, ", but is on ", got);
   }
 }
 

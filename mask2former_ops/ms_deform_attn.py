@@ -29,11 +29,13 @@ torch.library.define(
     "Tensor attention_weights, int[]? num_points=None) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
-# A gradient that output_mask does not ask for comes back as an empty tensor of shape (0,).
+# A gradient that output_mask does not ask for comes back as an empty tensor of shape (0,). On the
+# CPU gradients are always deterministic; on CUDA, where asked for.
 torch.library.define(
     _BACKWARD,
     "(Tensor grad_output, Tensor value, Tensor spatial_shapes, Tensor level_start_index, "
-    "Tensor sampling_locations, Tensor attention_weights, int[]? num_points, bool[3] output_mask) "
+    "Tensor sampling_locations, Tensor attention_weights, int[]? num_points, bool[3] output_mask, "
+    "*, bool deterministic=False) "
     "-> (Tensor grad_value, Tensor grad_sampling_locations, Tensor grad_attention_weights)",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -67,7 +69,9 @@ def ms_deform_attn(
     Returns:
         (N, Q, M * D) in value's dtype, accumulated in float32 (float64 for float64). Differentiable
         once, in value, sampling_locations and attention_weights; `torch.vmap` maps over these
-        three. Under autocast value is taken in the autocast dtype and the other two in float32.
+        three. With `torch.use_deterministic_algorithms(True)` gradients are the same bits in every
+        run, on CUDA too. Under autocast value is taken in the autocast dtype and the other two in
+        float32.
 
     Raises:
         RuntimeError: an argument has the wrong shape, dtype or device, the levels do not fit S or
@@ -178,7 +182,7 @@ def _reference(*arguments):
 
 
 @torch.library.impl(_BACKWARD, "default")
-def _reference_backward(grad_output, *arguments):
+def _reference_backward(grad_output, *arguments, deterministic=False):
     *forward_arguments, output_mask = arguments
     _check_backward_arguments(grad_output, forward_arguments, output_mask)
     _check_levels(*forward_arguments[:3])
@@ -196,7 +200,7 @@ def _fake(*arguments):
 
 
 @torch.library.register_fake(_BACKWARD)
-def _fake_backward(grad_output, *arguments):
+def _fake_backward(grad_output, *arguments, deterministic=False):
     *forward_arguments, output_mask = arguments
     _check_backward_arguments(grad_output, forward_arguments, output_mask)
     value, _, _, sampling_locations, attention_weights, _ = forward_arguments
@@ -216,7 +220,11 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_output):
     wanted = [ctx.needs_input_grad[i] for i in (0, 3, 4)]
     gradients = torch.ops.mask2former_ops.ms_deform_attn_backward(
-        grad_output, *ctx.saved_tensors, ctx.num_points, wanted
+        grad_output,
+        *ctx.saved_tensors,
+        ctx.num_points,
+        wanted,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     value, locations, weights = (
         gradient if asked else None for gradient, asked in zip(gradients, wanted, strict=True)
@@ -256,7 +264,18 @@ def _vmap(info, in_dims, value, shapes, starts, locations, weights, num_points=N
 
 
 def _vmap_backward(
-    info, in_dims, grad_output, value, shapes, starts, locations, weights, num_points, output_mask
+    info,
+    in_dims,
+    grad_output,
+    value,
+    shapes,
+    starts,
+    locations,
+    weights,
+    num_points,
+    output_mask,
+    *,
+    deterministic=False,
 ):
     _check_levels_are_shared(in_dims[2:4])
     size = info.batch_size
@@ -265,7 +284,15 @@ def _vmap_backward(
         for i, tensor in ((0, grad_output), (1, value), (4, locations), (5, weights))
     )
     gradients = torch.ops.mask2former_ops.ms_deform_attn_backward(
-        grad_output, value, shapes, starts, locations, weights, num_points, output_mask
+        grad_output,
+        value,
+        shapes,
+        starts,
+        locations,
+        weights,
+        num_points,
+        output_mask,
+        deterministic=deterministic,
     )
     return tuple(
         unfold(gradient, size, at=0) if asked else gradient

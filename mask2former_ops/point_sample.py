@@ -27,11 +27,12 @@ torch.library.define(
     "(Tensor input, Tensor points, *, bool align_corners=False) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
-# A gradient that output_mask does not ask for comes back as an empty tensor of shape (0,).
+# A gradient that output_mask does not ask for comes back as an empty tensor of shape (0,). On the
+# CPU gradients are always deterministic; on CUDA, where asked for.
 torch.library.define(
     _BACKWARD,
-    "(Tensor grad_output, Tensor input, Tensor points, bool align_corners, bool[2] output_mask) "
-    "-> (Tensor grad_input, Tensor grad_points)",
+    "(Tensor grad_output, Tensor input, Tensor points, bool align_corners, bool[2] output_mask, *, "
+    "bool deterministic=False) -> (Tensor grad_input, Tensor grad_points)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
@@ -52,7 +53,9 @@ def point_sample(input: Tensor, points: Tensor, align_corners: bool = False) -> 
 
     Returns:
         (N, C, P) or (N, C, Hg, Wg) in input's dtype, float32 for uint8 and bool. Differentiable
-        once, in input and points; `torch.vmap` maps over both.
+        once, in input and points; `torch.vmap` maps over both. With
+        `torch.use_deterministic_algorithms(True)` gradients are the same bits in every run, on CUDA
+        too.
 
     Raises:
         RuntimeError: an argument has the wrong shape, dtype or device.
@@ -110,7 +113,9 @@ def _reference(input, points, *, align_corners=False):
 
 
 @torch.library.impl(_BACKWARD, "default")
-def _reference_backward(grad_output, input, points, align_corners, output_mask):
+def _reference_backward(
+    grad_output, input, points, align_corners, output_mask, *, deterministic=False
+):
     _check_backward_arguments(grad_output, input, points, output_mask)
     warn_of_fallback("point_sample", input.device.type)
     return reference.point_sample_backward(grad_output, input, points, align_corners, output_mask)
@@ -123,7 +128,7 @@ def _fake(input, points, *, align_corners=False):
 
 
 @torch.library.register_fake(_BACKWARD)
-def _fake_backward(grad_output, input, points, align_corners, output_mask):
+def _fake_backward(grad_output, input, points, align_corners, output_mask, *, deterministic=False):
     _check_backward_arguments(grad_output, input, points, output_mask)
     return (
         input.new_empty(input.shape if output_mask[0] else 0),
@@ -139,7 +144,11 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
 def _backward(ctx, grad_output):
     wanted = list(ctx.needs_input_grad[:2])
     gradients = torch.ops.mask2former_ops.point_sample_backward(
-        grad_output, *ctx.saved_tensors, ctx.align_corners, wanted
+        grad_output,
+        *ctx.saved_tensors,
+        ctx.align_corners,
+        wanted,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return tuple(
         gradient if asked else None for gradient, asked in zip(gradients, wanted, strict=True)
@@ -175,7 +184,17 @@ def _vmap(info, in_dims, input, points, *, align_corners=False):
     return unfold(point_sample(input, points, align_corners), size, at=0), 0
 
 
-def _vmap_backward(info, in_dims, grad_output, input, points, align_corners, output_mask):
+def _vmap_backward(
+    info,
+    in_dims,
+    grad_output,
+    input,
+    points,
+    align_corners,
+    output_mask,
+    *,
+    deterministic=False,
+):
     size = info.batch_size
     grad_output = fold(grad_output, in_dims[0], size, into=0)
     input = fold(input, in_dims[1], size, into=0)
@@ -186,6 +205,7 @@ def _vmap_backward(info, in_dims, grad_output, input, points, align_corners, out
         _of_every_image(points, input.shape[0] // size),
         align_corners,
         output_mask,
+        deterministic=deterministic,
     )
     if output_mask[0]:
         grad_input = unfold(grad_input, size, at=0)

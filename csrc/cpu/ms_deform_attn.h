@@ -5,18 +5,12 @@
 #include <utility>
 #include <vector>
 
+#include "../ms_deform_attn.h"
 #include "numbers.h"
 
 namespace mask2former {
 
-struct Level {
-  int64_t start, points;
-  int32_t height, width;
-};
-
-struct AttentionProblem {
-  int64_t images, positions, heads, channels, queries;  // N, S, M, D, Q
-  int64_t samples;                                      // K, the points of all levels
+struct AttentionProblem : AttentionSizes {
   std::vector<Level> levels;
 };
 

@@ -90,6 +90,7 @@ def ms_deform_attn_backward(
         _beside(value, attention_weights),
         None,
         [True, True, True],
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     arguments = (value, sampling_locations, attention_weights)
     return [g.to(argument.dtype) for g, argument in zip(gradients, arguments, strict=True)]

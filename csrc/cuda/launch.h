@@ -1,0 +1,94 @@
+// Launches on the device and the stream that torch is at.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "../checks.h"
+#include "numbers.cuh"
+
+// A torch without CUDA lacks it, and yet loads this library. Nothing calls it there.
+#pragma weak aoti_torch_get_current_cuda_stream
+
+namespace mask2former::cuda {
+
+class Launcher {
+ public:
+  // For the device that the tensor is on.
+  Launcher(const char* op, const Tensor& tensor) : op_(op), guard_(tensor.get_device_index()) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  template <typename... Parameters, typename... Arguments>
+  void operator()(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                  Arguments&&... arguments) const {
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream_;
+    check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+  }
+
+  // A copy of what the host has, which need not outlive the call.
+  Tensor upload(const std::vector<int64_t>& numbers, const Tensor& like) const {
+    Tensor copy = torch::stable::new_empty(like, {std::ssize(numbers)}, ScalarType::Long);
+    check(cudaMemcpyAsync(copy.mutable_data_ptr(), numbers.data(), numbers.size() * sizeof(int64_t),
+                          cudaMemcpyHostToDevice, stream_));
+    return copy;
+  }
+
+ private:
+  void check(cudaError_t error) const {
+    if (error != cudaSuccess) fail(op_, ": CUDA says: ", cudaGetErrorString(error));
+  }
+
+  const char* op_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+};
+
+// Blocks for so many tasks, each block going over as many as it must.
+inline unsigned blocks_for(int64_t tasks) {
+  return static_cast<unsigned>(std::clamp<int64_t>(tasks, 1, 1 << 30));
+}
+
+inline int64_t parts_of(int64_t count, int64_t size) {
+  return (count + size - 1) / size;
+}
+
+// Contiguous, and on a multiple of 16 bytes, as packs of numbers must be.
+inline Tensor aligned(const Tensor& tensor) {
+  const Tensor packed = torch::stable::contiguous(tensor);
+  const bool fits = reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0;
+  return fits ? packed : torch::stable::clone(packed);
+}
+
+inline Numbers numbers(const Tensor& tensor, const Tensor& storage) {
+  const bool wide = tensor.scalar_type() != storage.scalar_type();
+  return {tensor.data_ptr(), wide};
+}
+
+// Calls run(number) with a number of the dtype, which the checks have let through.
+template <typename Run>
+void for_floating(ScalarType dtype, Run run) {
+  switch (dtype) {
+    case ScalarType::Double: return run(double{});
+    case ScalarType::Float: return run(float{});
+    case ScalarType::Half: return run(__half{});
+    default: return run(__nv_bfloat16{});
+  }
+}
+
+template <typename Real>
+constexpr ScalarType kDtypeOf =
+    std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float;
+
+}  // namespace mask2former::cuda

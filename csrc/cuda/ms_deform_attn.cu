@@ -1,0 +1,233 @@
+// Multi-scale deformable attention on CUDA: launches, registration.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "../ms_deform_attn_arguments.h"
+#include "launch.h"
+#include "ms_deform_attn.cuh"
+
+namespace mask2former::cuda {
+namespace {
+
+constexpr const char* kOp = "ms_deform_attn";
+
+// ---- arguments ------------------------------------------------------------------------------------
+
+// A call: its arguments as kernels take them, the memory that they point to, and how to launch.
+struct Call {
+  AttentionSizes sizes;
+  Launcher launch;
+  LevelSource levels{};
+  std::vector<Tensor> memory;
+  size_t shared_bytes = 0;
+
+  // A contiguous tensor that lives as long as the call does.
+  const Tensor& keep(Tensor tensor) { return memory.emplace_back(std::move(tensor)); }
+};
+
+// Numbers of a tensor that may be on the host: copied, if they travel with a launch.
+const int64_t* place_numbers(const Tensor& tensor, const Tensor& value, int64_t* known,
+                             Call& call) {
+  const bool travels = call.levels.count <= kLevelsInLaunch;
+  if (tensor.is_cpu() && !value.is_cpu() && !travels) {
+    return call.keep(torch::stable::contiguous(torch::stable::to(tensor, value.device())))
+        .const_data_ptr<int64_t>();
+  }
+  const Tensor& numbers = call.keep(torch::stable::contiguous(tensor));
+  const auto* from = numbers.const_data_ptr<int64_t>();
+  if (!tensor.is_cpu() || !travels) return from;
+  std::copy(from, from + numbers.numel(), known);
+  return nullptr;
+}
+
+// Levels that the host can read are checked here. The others are checked by every kernel.
+void place_levels(const Tensor& value, const Tensor& spatial_shapes,
+                  const Tensor& level_start_index, bool same_points, Call& call) {
+  LevelSource& levels = call.levels;
+  const auto& points = call.sizes.points;
+  if (spatial_shapes.is_cpu() && level_start_index.is_cpu()) {
+    read_levels(call.sizes, spatial_shapes, level_start_index);
+  }
+  levels.count = static_cast<int32_t>(points.size());
+  levels.shapes = place_numbers(spatial_shapes, value, levels.known_shapes, call);
+  levels.starts = place_numbers(level_start_index, value, levels.known_starts, call);
+  levels.points_each = same_points && !points.empty() ? points[0] : -1;
+  if (levels.count <= kLevelsInLaunch) {
+    std::copy(points.begin(), points.end(), levels.known_points);
+    call.shared_bytes = levels.count * sizeof(Level);
+    return;
+  }
+  if (!same_points) {
+    levels.points = call.keep(call.launch.upload(points, value)).const_data_ptr<int64_t>();
+  }
+  const int64_t bytes = levels.count * sizeof(Level);
+  const Tensor& table = call.keep(torch::stable::new_empty(value, {bytes}, ScalarType::Byte));
+  auto* made = static_cast<Level*>(table.mutable_data_ptr());
+  call.launch(make_level_table_kernel, blocks_for(parts_of(levels.count, kThreads)), kThreads, 0,
+              levels, call.sizes.positions, made);
+  levels.table = made;
+}
+
+Call make_call(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
+               const Tensor& sampling_locations, const Tensor& attention_weights,
+               const Counts& num_points) {
+  AttentionSizes sizes = check_attention(value, spatial_shapes, level_start_index,
+                                         sampling_locations, attention_weights, num_points);
+  Call call{std::move(sizes), Launcher(kOp, value)};
+  place_levels(value, spatial_shapes, level_start_index, !num_points, call);
+  return call;
+}
+
+template <typename Storage>
+AttentionArguments<Storage> make_arguments(const Tensor& value, const Tensor& locations,
+                                           const Tensor& attention, Call& call) {
+  const AttentionSizes& sizes = call.sizes;
+  AttentionArguments<Storage> arguments{};
+  arguments.images = sizes.images;
+  arguments.positions = sizes.positions;
+  arguments.heads = sizes.heads;
+  arguments.channels = sizes.channels;
+  arguments.queries = sizes.queries;
+  arguments.samples = sizes.samples;
+  arguments.levels = call.levels;
+  arguments.value = static_cast<const Storage*>(call.keep(aligned(value)).const_data_ptr());
+  arguments.locations = numbers(call.keep(aligned(locations)), value);
+  arguments.attention = numbers(call.keep(aligned(attention)), value);
+  return arguments;
+}
+
+// ---- layouts --------------------------------------------------------------------------------------
+
+// Whether the sizes fit a layout that counts in 32 bits and takes samples of a level together.
+template <typename L>
+bool fits(const AttentionSizes& sizes) {
+  const int64_t limit = int64_t{1} << 31, packs = sizes.heads * L::kLanes;
+  const bool together = std::all_of(sizes.points.begin(), sizes.points.end(),
+                                    [](int64_t points) { return points % L::kTogether == 0; });
+  // 27 bits for a pack and its sign, 4 for the corners.
+  return together && sizes.channels == L::kLanes * L::kWidth &&
+         sizes.images * sizes.queries * sizes.heads < limit &&
+         (sizes.positions + 2) * packs < limit / 16;
+}
+
+template <typename Storage, typename Run>
+void for_layout(const AttentionSizes& sizes, Run run) {
+  if constexpr (!std::is_same_v<Storage, double>) {
+    if (fits<FastLayout<Storage, 16>>(sizes)) return run(FastLayout<Storage, 16>{});
+    if (fits<FastLayout<Storage, 32>>(sizes)) return run(FastLayout<Storage, 32>{});
+    if (fits<FastLayout<Storage, 64>>(sizes)) return run(FastLayout<Storage, 64>{});
+  }
+  run(AnyLayout<Storage>{});
+}
+
+template <typename L>
+dim3 blocks_for_rows(const AttentionSizes& sizes) {
+  const int64_t rows = sizes.images * sizes.queries * sizes.heads;
+  return blocks_for(parts_of(rows, kThreads / L::kLanes));
+}
+
+// ---- operators ------------------------------------------------------------------------------------
+
+Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
+                      const Tensor& level_start_index, const Tensor& sampling_locations,
+                      const Tensor& attention_weights, const Counts& num_points) {
+  Call call = make_call(value, spatial_shapes, level_start_index, sampling_locations,
+                        attention_weights, num_points);
+  const AttentionSizes& sizes = call.sizes;
+  Tensor output =
+      torch::stable::new_empty(value, {sizes.images, sizes.queries, sizes.heads * sizes.channels});
+  if (is_empty(output)) return output;
+  if (is_empty(value)) return torch::stable::zero_(output);
+  for_floating(value.scalar_type(), [&](auto storage) {
+    using Storage = decltype(storage);
+    auto arguments = make_arguments<Storage>(value, sampling_locations, attention_weights, call);
+    arguments.output = static_cast<Storage*>(output.mutable_data_ptr());
+    for_layout<Storage>(sizes, [&](auto layout) {
+      using L = decltype(layout);
+      call.launch(ms_deform_attn_forward_kernel<L>, blocks_for_rows<L>(sizes), kThreads,
+                  call.shared_bytes, arguments);
+    });
+  });
+  return output;
+}
+
+template <typename Sum, typename Storage>
+void launch_backward(const AttentionArguments<Storage>& arguments,
+                     const ValueGradient<Sum, RealOf<Storage>>& gradient, const Call& call) {
+  for_layout<Storage>(call.sizes, [&](auto layout) {
+    using L = decltype(layout);
+    call.launch(ms_deform_attn_backward_kernel<L, Sum>, blocks_for_rows<L>(call.sizes), kThreads,
+                call.shared_bytes, arguments, gradient);
+  });
+}
+
+// Sums of value's gradients in fixed point, and of nothing else that depends on an order.
+template <typename Storage>
+void backward_in_fixed_point(const AttentionArguments<Storage>& arguments, Tensor& grad_value,
+                             const Call& call) {
+  using Real = RealOf<Storage>;
+  const AttentionSizes& sizes = call.sizes;
+  const int64_t heads = sizes.images * sizes.heads;
+  Tensor sums = torch::stable::new_zeros(grad_value, grad_value.sizes(), ScalarType::Long);
+  Tensor largest = torch::stable::new_zeros(grad_value, {2 * heads}, kDtypeOf<Real>);
+  auto* most = static_cast<Real*>(largest.mutable_data_ptr());
+  const dim3 grid(blocks_for(heads), std::min<int64_t>(sizes.queries, 64));
+  call.launch(ms_deform_attn_largest_kernel<Storage>, grid, kThreads, 0, arguments, most);
+  const ValueGradient<Fixed, Real> gradient{static_cast<Fixed*>(sums.mutable_data_ptr()), most};
+  launch_backward<Fixed>(arguments, gradient, call);
+  call.launch(ms_deform_attn_from_fixed_kernel<Storage>,
+              blocks_for(parts_of(grad_value.numel(), kThreads)), kThreads, 0, arguments, gradient,
+              static_cast<Storage*>(grad_value.mutable_data_ptr()));
+}
+
+template <typename Storage>
+void backward(const AttentionArguments<Storage>& arguments, bool value_wanted, bool deterministic,
+              Tensor& grad_value, const Call& call) {
+  using Real = RealOf<Storage>;
+  if (!value_wanted) return launch_backward<Real>(arguments, {}, call);
+  if (deterministic) return backward_in_fixed_point(arguments, grad_value, call);
+  // Half storage is rounded once.
+  constexpr bool in_place = std::is_same_v<Storage, Real>;
+  Tensor sums = in_place
+                    ? torch::stable::zero_(grad_value)
+                    : torch::stable::new_zeros(grad_value, grad_value.sizes(), ScalarType::Float);
+  launch_backward<Real>(arguments, {static_cast<Real*>(sums.mutable_data_ptr()), nullptr}, call);
+  if (!in_place) torch::stable::copy_(grad_value, sums);
+}
+
+std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
+    const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
+    const Tensor& level_start_index, const Tensor& sampling_locations,
+    const Tensor& attention_weights, const Counts& num_points, const std::vector<bool>& output_mask,
+    bool deterministic) {
+  Call call = make_call(value, spatial_shapes, level_start_index, sampling_locations,
+                        attention_weights, num_points);
+  check_attention_backward(call.sizes, grad_output, value, output_mask);
+  Tensor grad_value = new_gradient(output_mask[0], value);
+  Tensor grad_locations = new_gradient(output_mask[1], sampling_locations);
+  Tensor grad_attention = new_gradient(output_mask[2], attention_weights);
+  if (is_empty(value) || is_empty(grad_output)) {
+    return {torch::stable::zero_(grad_value), torch::stable::zero_(grad_locations),
+            torch::stable::zero_(grad_attention)};
+  }
+  for_floating(value.scalar_type(), [&](auto storage) {
+    using Storage = decltype(storage);
+    auto arguments = make_arguments<Storage>(value, sampling_locations, attention_weights, call);
+    arguments.grad_output =
+        static_cast<const Storage*>(call.keep(aligned(grad_output)).const_data_ptr());
+    if (output_mask[1]) arguments.grad_locations = numbers(grad_locations, value);
+    if (output_mask[2]) arguments.grad_attention = numbers(grad_attention, value);
+    backward(arguments, output_mask[0], deterministic, grad_value, call);
+  });
+  return {grad_value, grad_locations, grad_attention};
+}
+
+}  // namespace
+}  // namespace mask2former::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(mask2former_ops, CUDA, library) {
+  library.impl("ms_deform_attn", TORCH_BOX(&mask2former::cuda::ms_deform_attn));
+  library.impl("ms_deform_attn_backward", TORCH_BOX(&mask2former::cuda::ms_deform_attn_backward));
+}
