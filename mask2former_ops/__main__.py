@@ -22,6 +22,8 @@ def report() -> str:
         library = importlib.import_module("mask2former_ops._C")
         lines.append(f"library         {library.__file__}")
         lines.append(f"backends        {', '.join(info.get('backends', ['unknown']))}")
+        if "gpus" in info:
+            lines.append(f"gpus            {info['gpus']}")
         lines.append(f"built           {built(info)}")
         lines.append(f"instructions    {library.instruction_set()}{others(library)}")
     else:

@@ -54,8 +54,11 @@ def why_no_kernel(op: str, device_type: str) -> str | None:
     key = torch._C._parse_dispatch_key(device_type.upper())
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"mask2former_ops::{op}", key):
         return None
-    if device_type == "cpu" and MISSING:
+    if device_type in ("cpu", "cuda") and MISSING:
         return MISSING
+    if device_type == "cuda":
+        reason = build_info().get("no_cuda", "the reason was not noted")
+        return f"the library was built without CUDA kernels: {reason}"
     return f"this version has no kernels for {device_type}"
 
 

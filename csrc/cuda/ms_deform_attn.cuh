@@ -128,16 +128,16 @@ __device__ __forceinline__ Tap<L> locate_sample(const AttentionArguments<Storage
   const auto x = place(location.numbers[0], size.width, Real(-0.5), level.width);
   const auto y = place(location.numbers[1], size.height, Real(-0.5), level.height);
   const Real attention = read<Storage>(arguments.attention, index);
-  if (!(x.near && y.near)) return {};
+  const Index beside = static_cast<Index>(arguments.heads * arguments.channels / L::kWidth);
+  const Index under = static_cast<Index>(level.width) * beside;
+  if (!(x.near && y.near)) return {0, under, 0, 0, 0};
   const bool left = x.from >= 0, right = x.from + 1 < level.width;
   const bool above = y.from >= 0, below = y.from + 1 < level.height;
   const int corners =
       (above && left) | (above && right) << 1 | (below && left) << 2 | (below && right) << 3;
-  const Index beside = static_cast<Index>(arguments.heads * arguments.channels / L::kWidth);
   const Index position =
       static_cast<Index>(level.start) + static_cast<Index>(level.width) * y.from + x.from;
-  return {position * beside * 16 + corners, static_cast<Index>(level.width) * beside, x.beyond,
-          y.beyond, attention};
+  return {position * beside * 16 + corners, under, x.beyond, y.beyond, attention};
 }
 
 template <typename L>
@@ -160,7 +160,6 @@ __device__ __forceinline__ void visit_together(const Tap<L>& own, int first, Vis
 template <typename L>
 __device__ __forceinline__ Pack<typename L::Storage, L::kWidth> load_pixel(
     const typename L::Storage* value, const Tap<L>& tap, int corner, typename L::Index beside) {
-  using Storage = typename L::Storage;
   if (!tap.has(corner)) return {};
   return load_pack<L::kWidth>(value + int64_t{tap.at(corner, beside)} * L::kWidth);
 }
@@ -198,7 +197,6 @@ __device__ __forceinline__ void sum_samples(
 template <typename L>
 __global__ void __launch_bounds__(kThreads, L::kBlocks)
     ms_deform_attn_forward_kernel(AttentionArguments<typename L::Storage> arguments) {
-  using Storage = typename L::Storage;
   const Level* levels =
       load_levels(arguments.levels, arguments.positions, reinterpret_cast<Level*>(shared_memory));
   constexpr int rows_in_block = kThreads / L::kLanes;

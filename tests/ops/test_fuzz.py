@@ -23,7 +23,7 @@ from tests.ops.samples import (
 )
 from tests.ops.tolerances import RELATIVE_ERROR
 
-pytestmark = pytest.mark.usefixtures("instruction_set")
+pytestmark = pytest.mark.usefixtures("any_kernels")
 OPS = torch.ops.mask2former_ops
 EXAMPLES = os.environ.get("MASK2FORMER_FUZZ")
 fuzz = settings(

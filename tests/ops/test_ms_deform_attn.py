@@ -10,7 +10,7 @@ from mask2former_ops import _extension, ms_deform_attn, reference
 from tests.ops.samples import generator, lazy_zeros, msda_arguments, msda_grad, on_the_grid, spread
 from tests.ops.tolerances import assert_all_equal, assert_close
 
-pytestmark = pytest.mark.usefixtures("instruction_set")
+pytestmark = pytest.mark.usefixtures("any_kernels")
 OP = torch.ops.mask2former_ops.ms_deform_attn.default
 BACKWARD = torch.ops.mask2former_ops.ms_deform_attn_backward.default
 # The operator runs the kernel where there is one; the reference must hold the same limits.
@@ -115,6 +115,7 @@ def test_every_size_may_be_zero(empty, dtype):
     check_against_float64(OP, BACKWARD, msda_arguments(dtype, **sizes))
 
 
+@pytest.mark.compares_bits
 def test_inputs_need_not_be_contiguous():
     arguments = msda_arguments(torch.float32)
     grad = msda_grad(arguments)
@@ -123,6 +124,7 @@ def test_inputs_need_not_be_contiguous():
     assert_all_equal(results(apart, spread(grad)), results(arguments, grad))
 
 
+@pytest.mark.compares_bits
 def test_inputs_may_be_transposed():
     value, shapes, starts, locations, weights, _ = arguments = msda_arguments(torch.float32)
     grad = msda_grad(arguments)
@@ -132,6 +134,7 @@ def test_inputs_may_be_transposed():
     assert_all_equal(results(transposed, grad), results(arguments, grad))
 
 
+@pytest.mark.compares_bits
 def test_inputs_may_be_expanded():
     """With strides of zero: one number many times."""
     value, shapes, starts, locations, weights, _ = msda_arguments(torch.float32)
@@ -182,6 +185,7 @@ def test_a_batch_may_have_more_than_2_to_the_31_numbers():
     assert torch.equal(output.flatten(), torch.tensor([0.0] * (n - 1) + [0.5]).half())
 
 
+@pytest.mark.compares_bits
 def test_a_stride_may_pass_2_to_the_31():
     arguments = list(msda_arguments(torch.float16))
     grad = msda_grad(arguments)
@@ -191,6 +195,7 @@ def test_a_stride_may_pass_2_to_the_31():
     assert_all_equal(results(arguments, grad), expected)
 
 
+@pytest.mark.compares_bits
 def test_results_do_not_depend_on_the_number_of_threads():
     arguments = msda_arguments(torch.float32, n=3, q=401, m=5, d=16)
     grad = msda_grad(arguments)
@@ -205,6 +210,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
         assert_all_equal(other, found[0])
 
 
+@pytest.mark.compares_bits
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("coordinates", [[0], [1], [0, 1]], ids=["x", "y", "both"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
@@ -233,6 +239,7 @@ def pixels_read(arguments, grad):
     return reference.ms_deform_attn_backward(grad.double(), *exact, [True, False, False])[0] != 0
 
 
+@pytest.mark.compares_bits
 @pytest.mark.parametrize("d", [5, 16, 71])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", BAD)
@@ -245,6 +252,7 @@ def test_pixels_that_no_sample_reads_may_be_anything(bad, dtype, d):
     assert_all_equal(results((poisoned, *others), grad), results(arguments, grad))
 
 
+@pytest.mark.compares_bits
 @pytest.mark.parametrize("d", [5, 16, 71])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", BAD)
@@ -262,6 +270,7 @@ def test_a_bad_channel_reaches_only_its_own_output(bad, dtype, d):
     assert_all_equal((output, by_value, *by_samples), (expected, of_value, *of_samples))
 
 
+@pytest.mark.compares_bits
 @pytest.mark.parametrize("d", [5, 16, 71])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", BAD)

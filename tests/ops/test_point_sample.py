@@ -17,7 +17,7 @@ from tests.ops.samples import (
 )
 from tests.ops.tolerances import assert_all_equal, assert_close
 
-pytestmark = pytest.mark.usefixtures("instruction_set")
+pytestmark = pytest.mark.usefixtures("any_kernels")
 OP = torch.ops.mask2former_ops.point_sample.default
 BACKWARD = torch.ops.mask2former_ops.point_sample_backward.default
 # The operator runs the kernel where there is one; the reference must hold the same limits.
@@ -123,6 +123,7 @@ def test_every_size_may_be_zero(sizes):
     check_against_float64(OP, BACKWARD, *point_arguments(torch.float32, **sizes))
 
 
+@pytest.mark.compares_bits
 def test_shared_points_equal_points_repeated_for_every_image():
     input, points = point_arguments(torch.float32, n=3, points=(1, 11))
     repeated = points.repeat(3, 1, 1)
@@ -140,6 +141,7 @@ def test_masks_are_sampled_like_the_numbers_they_stand_for():
         assert torch.equal(point_sample(input, points), point_sample(input.float(), points))
 
 
+@pytest.mark.compares_bits
 def test_inputs_need_not_be_contiguous():
     arguments = [*point_arguments(torch.float32), point_grad(*point_arguments(torch.float32))]
     apart = [spread(x) for x in arguments]
@@ -147,6 +149,7 @@ def test_inputs_need_not_be_contiguous():
     assert_all_equal(results(*apart), results(*arguments))
 
 
+@pytest.mark.compares_bits
 def test_inputs_may_be_transposed_or_expanded():
     """Channels last, rows and columns swapped, and strides of zero."""
     input, points = point_arguments(torch.float32)
@@ -197,6 +200,7 @@ def test_a_stride_may_pass_2_to_the_31():
     assert torch.equal(point_sample(apart, points), point_sample(input, points))
 
 
+@pytest.mark.compares_bits
 def test_results_do_not_depend_on_the_number_of_threads():
     input, points = point_arguments(torch.float32, n=3, c=20, size=(31, 17), points=(1, 9000))
     grad = point_grad(input, points)
@@ -211,6 +215,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
         assert_all_equal(other, found[0])
 
 
+@pytest.mark.compares_bits
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("coordinates", [[0], [1], [0, 1]], ids=["x", "y", "both"])
@@ -243,6 +248,7 @@ def pixels_read(input, points, grad):
     return gradients[0] != 0
 
 
+@pytest.mark.compares_bits
 @FOUR_KINDS_OF_POINTS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", BAD)
@@ -270,6 +276,7 @@ def test_a_bad_channel_reaches_only_its_own_output(bad, dtype, points):
     assert torch.equal(output, expected)
 
 
+@pytest.mark.compares_bits
 @FOUR_KINDS_OF_POINTS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", BAD)
