@@ -2,6 +2,8 @@
 # A fresh machine needs python3 >= 3.10 and, for the compiled kernels, a C++ compiler.
 # make test-sanitize: the op tests on kernels that watch their memory accesses and arithmetic.
 # make wheel, then make test-wheel: the op tests on that wheel, in an environment of its own.
+# make cuda-report: registers and spills of the CUDA kernels; needs nvcc, but no GPU.
+# make gpu-check: the CUDA kernels built, tested and timed on a GPU, with the torch of PYTHON.
 #
 # PYTHON  the interpreter that .venv, or the environment of test-wheel, is made with
 # TORCH   which PyTorch it gets, as pip says it, for example TORCH=torch==2.13.0
@@ -25,8 +27,10 @@ SANITIZED_TESTS = $(SANITIZED) $(abspath $(BIN))/python -m pytest --capture=sys 
 BIN := $(VENV)/bin
 WHEEL = $(or $(wildcard dist/*.whl),$(error dist has no wheel yet: make wheel))
 KERNELS := $(wildcard csrc/* csrc/*/*)
+EMULATION := $(wildcard $(addprefix tests/ops/emulation/,* include/*))
+CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION))
 
-.PHONY: demo test test-sanitize test-wheel lint format wheel clean
+.PHONY: demo test test-sanitize test-wheel cuda-report gpu-check lint format wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/mask2former demo
@@ -34,14 +38,16 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-for-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# The tests run beside the library they are for, away from the package in the source tree. What
-# torch.compile's default backend compiles is not ours, and its compiler need not be watched.
+# The tests run beside the library they are for, away from the package in the source tree; the CUDA
+# kernels that they emulate are built with the sanitizers too. What torch.compile's default backend
+# compiles is not ours, and its compiler need not be watched.
 test-sanitize: DIR = build/sanitized/lib
+test-sanitize: export MASK2FORMER_CXXFLAGS = $(SANITIZERS)
 test-sanitize: $(VENV)/installed-for-test
 	rm -rf build/sanitized
-	MASK2FORMER_BUILD=cpu MASK2FORMER_CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" \
+	MASK2FORMER_BUILD=cpu LDFLAGS="$(SANITIZERS)" \
 		$(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib $(DIR)
-	cp -r tests pyproject.toml $(DIR)
+	cp -r csrc tests pyproject.toml $(DIR)
 	cd $(DIR) && $(SANITIZED_TESTS) tests/ops/sanitizer_proof.py
 	cd $(DIR) && $(SANITIZED_TESTS) tests/ops -k "not inductor"
 
@@ -57,15 +63,22 @@ test-wheel:
 	cd $(DIR) && env/bin/python -m pytest $(PYTEST_ARGS) tests/ops
 	rm -rf $(DIR)/env  # a torch with CUDA has 5 GB
 
+cuda-report: $(VENV)/torch
+	$(BIN)/python -m benchmarks.cuda_report $(GPUS)
+
+# With the torch that is there, in a folder of its own.
+gpu-check:
+	$(PYTHON) tests/ops/gpu_check.py
+
 lint: $(VENV)/linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(filter %.h %.cpp %.cu %.cuh,$(KERNELS))
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 format: $(VENV)/linters
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(KERNELS))
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 wheel: $(VENV)/torch
 	rm -rf build dist  # what an earlier build left there would get into the wheel

@@ -1,8 +1,8 @@
 """Chooses what to build; everything else about the package is in pyproject.toml.
 
-MASK2FORMER_BUILD=auto|cpu|cuda|none: auto (the default) builds the CUDA kernels where nvcc is found,
-with or without a GPU, and the CPU kernels; where that fails, the CPU kernels alone, and where that
-fails too, it leaves the package to its PyTorch reference. The other three do what they say or fail.
+MASK2FORMER_BUILD=auto|cpu|cuda|none: auto (the default) builds CPU kernels and, where there is an
+nvcc, CUDA kernels, for which no GPU is needed; if these fail, the CPU kernels alone; and if those
+fail too, it leaves the package to its PyTorch reference. The other three do what they say or fail.
 TORCH_CUDA_ARCH_LIST names the GPUs that the CUDA kernels are for.
 """
 

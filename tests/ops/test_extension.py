@@ -61,7 +61,8 @@ def test_a_broken_library_file_is_reported_not_raised(package, monkeypatch):
 
 def test_a_fallback_warns_once_for_each_device(monkeypatch):
     monkeypatch.setattr(_extension, "_warned", set())
-    with pytest.warns(FallbackWarning, match="cuda tensors .* no kernels for cuda") as caught:
+    monkeypatch.setattr(_extension, "why_no_kernel", lambda op, device: f"{op} has no {device}")
+    with pytest.warns(FallbackWarning, match="cuda tensors .* point_sample has no cuda") as caught:
         for _ in range(3):
             _extension.warn_of_fallback("point_sample", "cuda")
             _extension.warn_of_fallback("ms_deform_attn", "mps")
@@ -74,8 +75,19 @@ def test_the_reason_is_that_of_the_missing_library(monkeypatch):
         _extension.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False
     )
     assert _extension.why_no_kernel("point_sample", "cpu") == "no compiler"
+    assert _extension.why_no_kernel("point_sample", "cuda") == "no compiler"
+    assert _extension.why_no_kernel("point_sample", "mps") == "this version has no kernels for mps"
+
+
+def test_a_library_without_cuda_kernels_says_why_it_has_none(monkeypatch):
+    monkeypatch.setattr(_extension, "MISSING", None)
+    monkeypatch.setattr(_extension, "build_info", lambda: {"no_cuda": "no nvcc was found"})
+    monkeypatch.setattr(
+        _extension.torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False
+    )
     assert (
-        _extension.why_no_kernel("point_sample", "cuda") == "this version has no kernels for cuda"
+        _extension.why_no_kernel("point_sample", "cuda")
+        == "the library was built without CUDA kernels: no nvcc was found"
     )
 
 

@@ -19,7 +19,7 @@ def test_it_names_versions_and_what_runs_on_each_device():
     for op in ("ms_deform_attn", "point_sample"):
         assert any(line.startswith(f"{op:15} cpu") for line in lines)
         (cuda,) = [line for line in lines if line.startswith(f"{op:15} cuda")]
-        assert cuda.endswith("PyTorch reference: this version has no kernels for cuda")
+        assert "compiled kernel" in cuda or "PyTorch reference: " in cuda
 
 
 def test_without_a_library_it_says_why(monkeypatch):
@@ -33,10 +33,20 @@ def test_with_a_library_it_names_file_and_compiler(monkeypatch):
     monkeypatch.setattr(_extension, "build_info", lambda: info)
     text = report()
     assert "_C.abi3.so" in text
+    assert "gpus" not in text
     assert "by g++ 99 for riscv64 against torch 2.11.0" in text
     assert "ms_deform_attn  cpu   compiled kernel" in text
     monkeypatch.setattr(_extension, "build_info", dict)
     assert "unknown compiler" in report()
+
+
+@pytest.mark.skipif(_extension.MISSING is not None, reason=str(_extension.MISSING))
+def test_with_cuda_kernels_it_names_the_gpus_that_they_are_for(monkeypatch):
+    info = _extension.build_info() | {"backends": ["cpu", "cuda"], "gpus": "8.0;9.0+PTX"}
+    monkeypatch.setattr(_extension, "build_info", lambda: info)
+    lines = [line.split() for line in report().splitlines()]
+    assert ["backends", "cpu,", "cuda"] in lines
+    assert ["gpus", "8.0;9.0+PTX"] in lines
 
 
 @pytest.mark.skipif(_extension.MISSING is not None, reason=str(_extension.MISSING))

@@ -100,6 +100,16 @@ def test_levels_may_have_different_numbers_of_points(num_points):
     assert torch.equal(ms_deform_attn(*arguments), OP(*arguments))
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("d", [5, 32])
+@pytest.mark.parametrize("num_points", [None, [4, 0, 8, 4] * 6])
+def test_there_may_be_many_levels(num_points, d):
+    levels = [(1 + i % 3, 1 + i % 5) for i in range(24)]
+    check_against_float64(
+        OP, BACKWARD, msda_arguments(torch.float32, levels=levels, num_points=num_points, d=d)
+    )
+
+
 def test_levels_may_lie_in_value_in_any_order():
     arguments = list(msda_arguments(torch.float32, levels=[(6, 5), (0, 4), (1, 1), (3, 8)]))
     arguments[2] = torch.tensor([25, 10, 24, 0])

@@ -89,6 +89,16 @@ def test_maps_of_any_size(dtype, size):
 
 
 @pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("points", [(2, 70), (1, 70)])
+@pytest.mark.parametrize("dtype", DTYPES + MASKS)
+def test_channels_may_lie_side_by_side(dtype, points):
+    input, points = point_arguments(dtype, c=40, points=points)
+    last = input.contiguous(memory_format=torch.channels_last)
+    assert last.stride(1) == 1
+    check_against_float64(OP, BACKWARD, last, points)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(("n", "c", "points"), [(40, 1, (40, 5000)), (2, 37, (1, 5000))])
 def test_many_maps_and_many_points(n, c, points):
     """More planes and points than a kernel takes at a time."""
