@@ -19,7 +19,7 @@ SANITIZERS := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-rec
 	-fno-wrapv -fno-omit-frame-pointer -O1 -g
 # Python itself has none, so the first library to load must bring them. What Python still holds when
 # it ends is no leak of ours.
-SANITIZED := ASAN_OPTIONS=detect_leaks=0 \
+SANITIZED := MASK2FORMER_CXXFLAGS="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 # pytest must not hold back what a sanitizer says before it ends the process.
 SANITIZED_TESTS = $(SANITIZED) $(abspath $(BIN))/python -m pytest --capture=sys $(PYTEST_ARGS)
@@ -42,10 +42,9 @@ test: $(VENV)/installed-for-test
 # kernels that they emulate are built with the sanitizers too. What torch.compile's default backend
 # compiles is not ours, and its compiler need not be watched.
 test-sanitize: DIR = build/sanitized/lib
-test-sanitize: export MASK2FORMER_CXXFLAGS = $(SANITIZERS)
 test-sanitize: $(VENV)/installed-for-test
 	rm -rf build/sanitized
-	MASK2FORMER_BUILD=cpu LDFLAGS="$(SANITIZERS)" \
+	MASK2FORMER_BUILD=cpu MASK2FORMER_CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" \
 		$(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib $(DIR)
 	cp -r csrc tests pyproject.toml $(DIR)
 	cd $(DIR) && $(SANITIZED_TESTS) tests/ops/sanitizer_proof.py

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import ops, report
-from benchmarks.machine import describe
-from benchmarks.shapes import OPS
+from benchmarks.cpu import Cpu
+from benchmarks.gpu import Gpu
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,36 +27,54 @@ def main(argv: list[str] | None = None) -> int:
         except OSError as error:
             parser.error(f"--out: cannot make the folder {options.out}: {error.strerror}")
 
-    machine = describe()
-    parts = [report.heading(machine)]
+    try:
+        bench = make_bench(options)
+    except RuntimeError as error:
+        parser.exit(2, f"--device {options.device}: {error}\n")
+    machine = bench.describe()
+    parts = [report.heading(machine, bench.legend)]
     print(parts[0], flush=True)
     rows = []
-    for row in ops.rows(OPS, quick=options.quick):
-        rows.append(ops.measure(row, options.rounds, quick=options.quick, compiled=options.compile))
+    for row in ops.rows(bench.shapes, bench.directions, quick=options.quick):
+        rows.append(ops.measure(row, bench, quick=options.quick, compiled=options.compile))
         parts.append(report.row_text(rows[-1]))
         print(f"\n{parts[-1]}", flush=True)
     parts.append(report.verdicts_text(rows))
     print(f"\n{parts[-1]}")
     if options.out is not None:
-        stem = "cpu-ops-quick" if options.quick else "cpu-ops"
+        stem = f"{bench.stem}-quick" if options.quick else bench.stem
         document = {"machine": machine, "rows": rows}
         text = "\n\n".join(parts)
         print("\n" + report.write(document, text, options.out, stem))
     return int(any(target["met"] is False for row in rows for target in row["targets"]))
 
 
+def make_bench(options: argparse.Namespace) -> ops.Bench:
+    """The device to measure on.
+
+    Raises:
+        RuntimeError: it is not there.
+    """
+    if options.device == "cuda":
+        return Gpu.find(options.rounds)
+    return Cpu(options.rounds, memory=not options.quick)
+
+
 def argument_parser() -> argparse.ArgumentParser:
     """What can be asked for."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Times our operators beside what detectors use today, on the CPU.",
+        description="Times our operators beside what detectors use today.",
         epilog="The exit status is 1 if a target is missed.",
     )
     parser.add_argument("subject", choices=["ops"])
     parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="what to run on (default: cpu)"
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
-        help="only what has a target, and no memory: about 2 minutes on 2 cores",
+        help="only what has a target, and no memory on the CPU: about 2 minutes on 2 cores",
     )
     parser.add_argument(
         "--compile",
@@ -74,8 +92,8 @@ def argument_parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="also write cpu-ops.txt, .json and .png there, cpu-ops-quick with --quick "
-        "(default: only print)",
+        help="also write NAME-ops.txt, .json and .png there, NAME-ops-quick with --quick; NAME is "
+        "cpu or the GPU's (default: only print)",
     )
     return parser
 

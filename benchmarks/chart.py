@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from benchmarks.contestants import GRID_SAMPLE, OURS, PEER
+from benchmarks.shapes import BACKWARD, BOTH, FORWARD
 
-DIRECTIONS = "forward", "forward + backward"
 COLOURS = {OURS: "#1f6feb", PEER: "#afb8c1"}  # the baseline is the line at 1
 INK, FAINT, MARK = "#1f2328", "#6e7781", "#cf222e"
 HEADINGS = {
@@ -19,39 +19,43 @@ HEADINGS = {
     "point_sample": "point sampling",
 }
 FOOTER = "processor", "threads", "instruction set", "torch"
+GPU_FOOTER = "multiprocessors", "driver", "CUDA", "torch"
 BAR = 0.38  # height; a shape is 1
 INCHES = 0.37  # of a shape
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    """Draws the rows marked as charted into a PNG file, 1800 pixels wide."""
+    """Draws the rows marked as charted into a PNG file, 900 pixels wide for each direction."""
     rows = [row for row in document["rows"] if row["charted"]]
+    timed_apart = any(row["direction"] == BACKWARD for row in rows)
+    directions = (FORWARD, BACKWARD, BOTH) if timed_apart else (FORWARD, BOTH)
+    width = 4.5 * len(directions)
     places, headings = layout(rows)
     bottom = max(places.values()) + 0.7
     above, below = 0.95, 0.6  # inches
     height = above + INCHES * bottom + below
-    figure = Figure(figsize=(9, height), dpi=200)
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure = Figure(figsize=(width, height), dpi=200)
+    panels = figure.subplots(1, len(directions), sharex=True, sharey=True)
     figure.subplots_adjust(
-        left=0.3, right=0.985, top=1 - above / height, bottom=below / height, wspace=0.05
+        left=2.7 / width, right=0.985, top=1 - above / height, bottom=below / height, wspace=0.05
     )
-    for axes, direction in zip(panels, DIRECTIONS, strict=True):
+    for axes, direction in zip(panels, directions, strict=True):
         draw_panel(axes, direction, [row for row in rows if row["direction"] == direction], places)
     panels[0].set_ylim(bottom, 0)
     farthest = max(max(row["contestants"][OURS]["speed"], asked_for(row)) for row in rows)
     panels[0].set_xlim(0, farthest * 1.12)
     draw_labels(panels[0], places, headings)
-    draw_frame(figure, document["machine"], height)
+    draw_frame(figure, document["machine"], rows, height)
     figure.savefig(path, format="png", facecolor="white")
 
 
 def layout(rows: list[dict[str, Any]]) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
-    """Where each (op, shape) and each op's heading lie, from the top, in shapes."""
+    """Where each (op, label) and each op's heading lie, from the top, in shapes."""
     places: dict[tuple[str, str], float] = {}
     headings: dict[str, float] = {}
     y = 0.0
     for row in rows:
-        key = row["op"], row["shape"]
+        key = row["op"], label(row)
         if row["op"] not in headings:
             y += 0.6
             headings[row["op"]] = y
@@ -62,6 +66,11 @@ def layout(rows: list[dict[str, Any]]) -> tuple[dict[tuple[str, str], float], di
     return places, headings
 
 
+def label(row: dict[str, Any]) -> str:
+    """The shape, and the dtype unless that is float32."""
+    return row["shape"] + ("" if row["dtype"] == "float32" else f", {row['dtype']}")
+
+
 def draw_panel(
     axes: Axes, direction: str, rows: list[dict[str, Any]], places: dict[tuple[str, str], float]
 ) -> None:
@@ -69,8 +78,8 @@ def draw_panel(
     axes.set_title(direction, fontsize=10, color=INK, loc="left", pad=6)
     axes.axvline(1, color=FAINT, linewidth=0.8, zorder=1)
     for row in rows:
-        draw_row(axes, row, places[row["op"], row["shape"]])
-    for place in set(places.values()) - {places[row["op"], row["shape"]] for row in rows}:
+        draw_row(axes, row, places[row["op"], label(row)])
+    for place in set(places.values()) - {places[row["op"], label(row)] for row in rows}:
         axes.text(1.4, place, "not timed", va="center", fontsize=7, color=FAINT)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#d0d7de")
@@ -131,21 +140,27 @@ def draw_labels(
         )
 
 
-def draw_frame(figure: Figure, machine: dict[str, Any], height: float) -> None:
-    """Title, legend, and what was measured on."""
+def draw_frame(
+    figure: Figure, machine: dict[str, Any], rows: list[dict[str, Any]], height: float
+) -> None:
+    """Title, legend of what is in the rows, and what was measured on."""
+    shown = {name for row in rows for name in row["contestants"]}
+    bars = [Patch(color=COLOURS[name], label=name) for name in COLOURS if name in shown]
+    target = Line2D([], [], color=MARK, label="target")
+    footer = GPU_FOOTER if "gpu" in machine else FOOTER
     figure.text(
         0.012,
         1 - 0.27 / height,
-        "Speed on the CPU, relative to the path through F.grid_sample",
+        f"Speed on {machine.get('gpu', 'the CPU')}, relative to the path through F.grid_sample",
         fontsize=12,
         fontweight="bold",
         color=INK,
     )
     figure.legend(
         handles=[
-            *(Patch(color=colour, label=name) for name, colour in COLOURS.items()),
+            *bars,
             Line2D([], [], color=FAINT, linewidth=0.8, label="F.grid_sample path = 1x"),
-            Line2D([], [], color=MARK, label="target"),
+            *([target] if any(map(asked_for, rows)) else []),
         ],
         loc="upper left",
         bbox_to_anchor=(0.004, 1 - 0.33 / height),
@@ -158,8 +173,8 @@ def draw_frame(figure: Figure, machine: dict[str, Any], height: float) -> None:
     figure.text(
         0.012,
         0.12 / height,
-        "float32; "
-        + ", ".join(f"{name} {machine[name]}" for name in FOOTER if machine[name] is not None),
+        ("float32 unless named; " if "gpu" in machine else "float32; ")
+        + ", ".join(f"{name} {machine[name]}" for name in footer if machine[name] is not None),
         fontsize=7.5,
         color=FAINT,
     )

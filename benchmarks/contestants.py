@@ -5,6 +5,7 @@ goes through float32, as detectors do around it.
 """
 
 import importlib
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,20 @@ COMPILED = "grid_sample, torch.compile"
 PEER = "torch-ms-deform-attn"
 REFERENCE = "mask2former_ops.reference"
 OURS = "mask2former_ops"
-OURS_FLOAT32 = "mask2former_ops, float32"  # ours on the same numbers, stored in float32
+# The same numbers, stored in float32.
+OURS_FLOAT32 = f"{OURS}, float32"
+PEER_FLOAT32 = f"{PEER}, float32"
+DETERMINISTIC = f"{OURS}, deterministic"  # the backward with the same bits in every run
+DCNV4 = "DCNv4"
+FLOOR = "a copy of as many bytes"  # no contestant: what no kernel can be faster than
+
+PEERS = {  # and the modules that they are
+    PEER: "torch_ms_deform_attn",
+    PEER_FLOAT32: "torch_ms_deform_attn",
+    DCNV4: "DCNv4.functions",
+}
+# Not of our making: one that fails is left out, and the others are measured without it.
+FOREIGN = {COMPILED, *PEERS}
 
 
 def contestant(op: str, name: str):
@@ -27,14 +41,44 @@ def contestant(op: str, name: str):
     Raises:
         ImportError: it is a peer that is not installed.
     """
-    if name in (OURS, OURS_FLOAT32):
+    if name in (OURS, OURS_FLOAT32, DETERMINISTIC):
         return getattr(mask2former_ops, op)
     if name == COMPILED:
         torch.compiler.reset()  # or it would compile for any shape once it has seen two
         return torch.compile(CONTESTANTS[op, GRID_SAMPLE], dynamic=False)
-    if name == PEER:
-        importlib.import_module("torch_ms_deform_attn")
+    if name in PEERS:
+        import_peer(name)
     return CONTESTANTS[op, name]
+
+
+def import_peer(name: str):
+    """The module of a peer.
+
+    Raises:
+        ImportError: it is not installed, or fails to load.
+    """
+    module = PEERS[name]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise ImportError(f"{name.partition(',')[0]} is not installed") from None
+
+
+def own_backward(
+    op: str, grad: Tensor, arguments: Sequence, *, deterministic: bool
+) -> tuple[Tensor, ...]:
+    """Gradients by our operator itself, without autograd around it."""
+    if op == "point_sample":
+        gradients = torch.ops.mask2former_ops.point_sample_backward(
+            grad, *arguments, False, [True, False], deterministic=deterministic
+        )
+        return gradients[:1]
+    *tensors, num_points = arguments if len(arguments) > 5 else (*arguments, None)
+    return torch.ops.mask2former_ops.ms_deform_attn_backward(
+        grad, *tensors, num_points, [True] * 3, deterministic=deterministic
+    )
 
 
 def attention_by_grid_sample(
@@ -62,10 +106,33 @@ def attention_by_peer(
     """torch-ms-deform-attn of PyPI, which asks for one dtype and computes half in float32."""
     if num_points is not None:
         raise NotImplementedError(f"{PEER} takes the same number of points in every level")
-    peer = importlib.import_module("torch_ms_deform_attn")
+    peer = import_peer(PEER)
     rows = value.to(locations.dtype)
     output = peer.ms_deform_attn(rows, spatial_shapes, level_start_index, locations, weights)
     return output.to(value.dtype)
+
+
+def dcnv4_arguments(
+    value, spatial_shapes, level_start_index, locations, weights, num_points=None
+) -> list:
+    """What DCNv4 takes: locations and logits in one tensor, (N, Q, M, L * P * 3) in value's dtype.
+
+    It applies softmax itself. Its gradients are those of logits, so it takes part forward only.
+    """
+    points = locations.shape[4]
+    if num_points is not None or points not in (4, 8) or value.shape[3] % 8:
+        raise NotImplementedError(
+            f"{DCNV4} takes 4 or 8 points in every level and channels in multiples of 8"
+        )
+    packed = torch.cat((locations.flatten(3), weights.log().flatten(3)), -1).to(value.dtype)
+    return [value, spatial_shapes, level_start_index, packed, points]
+
+
+def attention_by_dcnv4(value, spatial_shapes, level_start_index, packed, points) -> Tensor:
+    """DCNv4's FlashDeformAttn, see `dcnv4_arguments`."""
+    function = import_peer(DCNV4).FlashDeformAttnFunction
+    images_at_once = 64
+    return function.apply(value, spatial_shapes, level_start_index, packed, images_at_once, points)
 
 
 def points_by_grid_sample(input: Tensor, points: Tensor) -> Tensor:
@@ -110,6 +177,8 @@ class ReferencePoints(torch.autograd.Function):
 CONTESTANTS = {
     ("ms_deform_attn", GRID_SAMPLE): attention_by_grid_sample,
     ("ms_deform_attn", PEER): attention_by_peer,
+    ("ms_deform_attn", PEER_FLOAT32): attention_by_peer,
+    ("ms_deform_attn", DCNV4): attention_by_dcnv4,
     ("ms_deform_attn", REFERENCE): ReferenceAttention.apply,
     ("point_sample", GRID_SAMPLE): points_by_grid_sample,
     ("point_sample", REFERENCE): ReferencePoints.apply,

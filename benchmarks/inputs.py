@@ -15,6 +15,8 @@ def arguments(shape: Attention | Points, dtype: torch.dtype) -> tuple:
     """
     make = attention_arguments if isinstance(shape, Attention) else point_arguments
     first, *rest = make(shape, torch.Generator().manual_seed(0))
+    if isinstance(shape, Attention) and shape.half_locations:
+        rest[2:4] = (x.to(dtype) for x in rest[2:4])
     return first.to(dtype) if first.is_floating_point() else first, *rest
 
 

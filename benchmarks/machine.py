@@ -4,12 +4,15 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 import torch
 
 import mask2former_ops
-from benchmarks.contestants import PEER
+from benchmarks.contestants import DCNV4, PEER
+from benchmarks.harness import MEBIBYTE
 from mask2former_ops import _extension
 
 
@@ -25,8 +28,38 @@ def describe() -> dict[str, str | int | None]:
         "mask2former_ops": mask2former_ops.__version__,
         "instruction set": instruction_set(),
         "compiler": _extension.build_info().get("compiler"),
-        PEER: peer_version(),
+        PEER: peer_version(PEER),
     }
+
+
+def describe_gpu() -> dict[str, str | int | None]:
+    """The current GPU and its driver, and all that `describe` knows."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "gpu": properties.name,
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "L2 cache in MiB": properties.L2_cache_size // MEBIBYTE,
+        "memory in GiB": properties.total_memory // (1024 * MEBIBYTE),
+        "driver": driver(),
+        "CUDA": torch.version.cuda,
+        **describe(),
+        DCNV4: peer_version(DCNV4),
+    }
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver; None where nothing says it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = said.stdout.split()  # one for each GPU
+    return lines[0] if said.returncode == 0 and lines else None
 
 
 def processor() -> str:
@@ -44,9 +77,9 @@ def instruction_set() -> str:
     return importlib.import_module("mask2former_ops._C").instruction_set()
 
 
-def peer_version() -> str | None:
+def peer_version(name: str) -> str | None:
     """None where the peer is not installed."""
     try:
-        return importlib.metadata.version(PEER)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None

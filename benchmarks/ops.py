@@ -1,25 +1,31 @@
-"""The subject `ops`: both operators on the CPU, every row of the table of shapes."""
+"""The subject `ops`: both operators on one device, every row of a table of shapes."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from benchmarks import memory
 from benchmarks.contestants import (
     COMPILED,
+    DCNV4,
+    DETERMINISTIC,
+    FOREIGN,
     GRID_SAMPLE,
     OURS,
     OURS_FLOAT32,
     PEER,
+    PEER_FLOAT32,
     REFERENCE,
     contestant,
+    dcnv4_arguments,
+    own_backward,
 )
-from benchmarks.harness import Timing, race
+from benchmarks.harness import Timing
 from benchmarks.inputs import arguments, grad_output
-from benchmarks.shapes import Attention, Points
+from benchmarks.shapes import BACKWARD, FORWARD, Attention, Points
 from tests.ops.tolerances import RELATIVE_ERROR, relative_error
 
 # Which arguments models differentiate: maps, locations and weights. Sampled points are chosen.
@@ -30,11 +36,11 @@ Call = Callable[[], tuple[Tensor, ...]]  # returns the output and then the gradi
 
 @dataclass(frozen=True)
 class Row:
-    """One race: a shape, the dtype its maps are stored in, and whether gradients are wanted too."""
+    """One race: a shape, the dtype its maps are stored in, and what is computed."""
 
     shape: Attention | Points
     dtype: torch.dtype
-    backward: bool
+    direction: str
 
     @property
     def half(self) -> bool:
@@ -43,77 +49,108 @@ class Row:
     def targets(self) -> dict[str, float]:
         """How many times as fast as which contestants ours must at least be."""
         targets = self.shape.half_targets if self.half else self.shape.targets
-        limits = {t.against: t.both if self.backward else t.forward for t in targets}
+        limits = {target.against: target.at_least(self.direction) for target in targets}
         return {name: limit for name, limit in limits.items() if limit is not None}
 
-    def contestants(self, *, quick: bool, compiled: bool) -> list[str]:
+    def contestants(self, *, quick: bool, compiled: bool, cuda: bool = False) -> list[str]:
         """The baseline first, ours last; `quick` leaves out whom no target names."""
-        names = [GRID_SAMPLE]
-        if compiled and not self.half:
-            names.append(COMPILED)
-        if self.shape.op == "ms_deform_attn":
-            names.append(PEER)
-        names.append(REFERENCE)
-        if self.half:
-            names.append(OURS_FLOAT32)
+        attention = self.shape.op == "ms_deform_attn"
+        takes_part = {
+            GRID_SAMPLE: True,
+            COMPILED: compiled and not self.half,
+            PEER: attention,
+            PEER_FLOAT32: cuda and attention and self.half,
+            DCNV4: cuda and attention and self.direction == FORWARD,
+            REFERENCE: not (cuda and self.half),
+            OURS_FLOAT32: self.half,
+            DETERMINISTIC: cuda and not self.half and self.direction == BACKWARD,
+        }
+        names = [name for name, so in takes_part.items() if so]
         return [name for name in names if not quick or name in self.targets()] + [OURS]
 
 
-def rows(shapes: Sequence[Attention | Points], *, quick: bool) -> Iterator[Row]:
-    """Every shape in its dtypes, forward and with gradients; `quick`: only those with a target."""
+class Bench(Protocol):
+    """A device and how it is measured on: `cpu.Cpu`, `gpu.Gpu`."""
+
+    cuda: bool
+    shapes: Sequence[Attention | Points]
+    directions: Sequence[str]
+    charted: Sequence[torch.dtype]
+    stem: str  # of the names of files
+    legend: Sequence[str]  # what the columns mean, a line each
+
+    def describe(self) -> dict[str, Any]:
+        """What a measurement is made on."""
+
+    def sets(self, given: "Given") -> list["Given"]:
+        """The arguments on the device, as often as a race needs them."""
+
+    def run(
+        self, row: Row, given: "Given", calls: dict[str, Sequence[Call]]
+    ) -> tuple[dict[str, Timing], dict[str, dict[str, Any]]]:
+        """Races contestants with a call for each set: their timings, and what else is known."""
+
+
+def rows(
+    shapes: Sequence[Attention | Points], directions: Sequence[str], *, quick: bool
+) -> Iterator[Row]:
+    """Every shape in its dtypes and directions; `quick`: only those with a target."""
     for shape in shapes:
         for dtype in shape.dtypes:
-            for backward in (False, True) if shape.backward else (False,):
-                row = Row(shape, dtype, backward)
+            for direction in directions if shape.backward else (FORWARD,):
+                row = Row(shape, dtype, direction)
                 if row.targets() or not quick:
                     yield row
 
 
-def measure(row: Row, rounds: int, *, quick: bool, compiled: bool) -> dict[str, Any]:
+def measure(row: Row, bench: Bench, *, quick: bool, compiled: bool) -> dict[str, Any]:
     """Races one row.
 
     Args:
-        quick: only contestants that a target names, and no memory.
+        quick: only contestants that a target names.
         compiled: the grid_sample path runs under torch.compile as well.
 
     Returns:
         What the JSON file has for it: times in seconds, memory in bytes, and speeds as multiples of
         `baseline`'s.
     """
-    given = Given.make(row)
-    expected = prepare(row, REFERENCE, given.stored_in(torch.float64))()
-    calls: dict[str, Call] = {}
+    sets = bench.sets(Given.make(row))
+    (reference,) = prepare(row, REFERENCE, sets[0].stored_in(torch.float64))
+    expected = reference()
+    calls: dict[str, Sequence[Call]] = {}
     errors: dict[str, float] = {}
     missing: dict[str, str] = {}
-    for name in row.contestants(quick=quick, compiled=compiled):
+    for name in row.contestants(quick=quick, compiled=compiled, cuda=bench.cuda):
         try:
-            call = prepare(row, name, given)
-            errors[name] = worst_error(call(), expected)
-        except (ImportError, NotImplementedError) as error:
-            missing[name] = str(error)
+            prepared = prepare(row, name, *sets)
+            errors[name] = worst_error(prepared[0](), expected)
+        except Exception as error:
+            if name not in FOREIGN:
+                raise
+            missing[name] = sentence(error)
         else:
-            calls[name] = call
-    del expected
-    timings = race(calls, rounds)
-    baseline = next(iter(timings))
+            calls[name] = prepared
+    del expected, reference
+    timings, details = bench.run(row, sets[0], calls)
+    baseline = next(iter(calls))
     entries = {
         name: {
-            "median": timing.median,
-            "quartiles": timing.quartiles,
-            "speed": timing.speed(timings[baseline]),
+            "median": timings[name].median,
+            "quartiles": timings[name].quartiles,
+            "speed": timings[name].speed(timings[baseline]),
             "error": errors[name],
-            "extra_bytes": None if quick else extra_memory(row, name),
-            "seconds": [round(seconds, 7) for seconds in timing.seconds],
+            **details[name],
+            "seconds": [float(f"{seconds:.6g}") for seconds in timings[name].seconds],
         }
-        for name, timing in timings.items()
+        for name in calls
     }
     return {
         "op": row.shape.op,
         "shape": row.shape.name,
         "sizes": row.shape.description,
         "dtype": str(row.dtype).removeprefix("torch."),
-        "direction": "forward + backward" if row.backward else "forward",
-        "charted": row.shape.charted and not row.half,
+        "direction": row.direction,
+        "charted": row.shape.charted and row.dtype in bench.charted,
         "baseline": baseline,
         "contestants": entries,
         "missing": missing,
@@ -122,6 +159,11 @@ def measure(row: Row, rounds: int, *, quick: bool, compiled: bool) -> dict[str, 
             for against, at_least in row.targets().items()
         ],
     }
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 class Given(NamedTuple):
@@ -134,26 +176,49 @@ class Given(NamedTuple):
     def make(row: Row) -> "Given":
         return Given(list(arguments(row.shape, row.dtype)), grad_output(row.shape, row.dtype))
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Given":
+        """All tensors changed."""
+        arguments = [change(x) if isinstance(x, Tensor) else x for x in self.arguments]
+        return Given(arguments, change(self.grad))
+
     def stored_in(self, dtype: torch.dtype) -> "Given":
         """The same numbers; sizes and indices stay what they are."""
-        arguments = [
-            x.detach().to(dtype) if isinstance(x, Tensor) and x.dtype != torch.int64 else x
-            for x in self.arguments
-        ]
-        return Given(arguments, self.grad.to(dtype))
+        return self.each(lambda x: x if x.dtype == torch.int64 else x.detach().to(dtype))
+
+    def for_contestant(self, name: str) -> "Given":
+        """In the form that a contestant takes; to bring it there is not timed."""
+        if name in (OURS_FLOAT32, PEER_FLOAT32):
+            return self.stored_in(torch.float32)
+        if name in (GRID_SAMPLE, COMPILED):  # detectors pass it sizes that the host knows
+            return self.each(lambda x: x.cpu() if x.dtype == torch.int64 else x)
+        if name == DCNV4:
+            return self._replace(arguments=dcnv4_arguments(*self.arguments))
+        return self
 
 
-def prepare(row: Row, name: str, given: Given) -> Call:
-    """A contestant's call, ready to be timed.
+def prepare(row: Row, name: str, *sets: Given) -> list[Call]:
+    """A contestant's calls, one for each set of arguments, ready to be timed.
 
     Raises:
         ImportError: the contestant is not installed.
     """
     run = contestant(row.shape.op, name)
-    arguments, grad = given.stored_in(torch.float32) if name == OURS_FLOAT32 else given
-    if not row.backward:
+    return [make_call(row, name, run, given.for_contestant(name)) for given in sets]
+
+
+def make_call(row: Row, name: str, run: Callable[..., Tensor], given: Given) -> Call:
+    """A call that computes what the row asks for."""
+    arguments, grad = given
+    op = row.shape.op
+    if row.direction == FORWARD:
         return lambda: (run(*arguments),)
-    leaves = [arguments[i].requires_grad_() for i in DIFFERENTIATED[row.shape.op]]
+    if row.direction == BACKWARD and name in (OURS, OURS_FLOAT32, DETERMINISTIC):
+        backward = torch.no_grad()(own_backward)
+        return partial(backward, op, grad, arguments, deterministic=name == DETERMINISTIC)
+    leaves = [arguments[i].requires_grad_() for i in DIFFERENTIATED[op]]
+    if row.direction == BACKWARD:
+        output = run(*arguments)
+        return lambda: torch.autograd.grad(output, leaves, grad, retain_graph=True)
 
     def forward_and_backward() -> tuple[Tensor, ...]:
         output = run(*arguments)
@@ -165,23 +230,6 @@ def prepare(row: Row, name: str, given: Given) -> Call:
 def worst_error(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest relative L2 error of the output and the gradients."""
     return max(relative_error(*pair) for pair in zip(results, expected, strict=True))
-
-
-def extra_memory(row: Row, name: str) -> int | None:
-    """Bytes beyond arguments and results at the peak of one call, see `memory`; None: unknown.
-
-    What torch.compile needs is mostly the compiler's, so that is left out.
-    """
-    if name == COMPILED or not memory.AVAILABLE:
-        return None
-    return memory.peak_extra(warmed_up, row, name)
-
-
-def warmed_up(row: Row, name: str) -> Call:
-    """The call, after one of the smallest shape, which loads what is loaded once."""
-    small = replace(row, shape=row.shape.smallest())
-    prepare(small, name, Given.make(small))()
-    return prepare(row, name, Given.make(row))
 
 
 def verdict(

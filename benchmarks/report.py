@@ -1,6 +1,7 @@
 """What was measured, as text and as files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,10 @@ from benchmarks.harness import MEBIBYTE
 from mask2former.files import replacing, write_text
 
 
-def heading(machine: dict[str, Any]) -> str:
+def heading(machine: dict[str, Any], legend: Sequence[str]) -> str:
     """The machine, and what the columns mean."""
     lines = [f"{name:22} {value}" for name, value in machine.items() if value is not None]
-    lines += [
-        "",
-        "time     median of the rounds and their quartiles; the cores' own caches start cold",
-        "speed    median over the rounds of the first contestant's time over this one's",
-        "error    relative L2 against float64, the largest of the output and the gradients",
-        "memory   at the peak, beyond arguments and results",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *legend])
 
 
 def title(row: dict[str, Any]) -> str:
@@ -28,19 +22,31 @@ def title(row: dict[str, Any]) -> str:
 
 def row_text(row: dict[str, Any]) -> str:
     """A line for each contestant, and one for each that is missing."""
+    names = [*row["contestants"], *row["missing"]]
+    width = max(26, *map(len, names))
+    on_gpu = any("by" in entry for entry in row["contestants"].values())
+    unit, scale = ("us", 1e6) if on_gpu else ("ms", 1e3)
+    traffic = f" {'GB/s':>6} {'copy':>5} by" if on_gpu else ""
     lines = [
         title(row),
         f"  {row['sizes']}",
-        f"  {'':26} {'time in ms':>10}  {'quartiles':^20}{'speed':>9} {'error':>8} {'memory':>12}",
+        f"  {'':{width}} {f'time in {unit}':>10}  {'quartiles':^20}{'speed':>9} {'error':>8} "
+        f"{'memory':>12}{traffic}",
     ]
     for name, entry in row["contestants"].items():
-        low, high = (f"{seconds * 1e3:.2f}" for seconds in entry["quartiles"])
+        low, high = (f"{seconds * scale:.2f}" for seconds in entry["quartiles"])
         lines.append(
-            f"  {name:26} {entry['median'] * 1e3:10.2f}  {low:>8} to {high:<8}"
+            f"  {name:{width}} {entry['median'] * scale:10.2f}  {low:>8} to {high:<8}"
             f"{entry['speed']:8.2f}x {entry['error']:8.1e} {memory_text(entry['extra_bytes']):>12}"
+            f"{traffic_text(entry) if on_gpu else ''}"
         )
-    lines += [f"  {name:26} left out: {reason}" for name, reason in row["missing"].items()]
+    lines += [f"  {name:{width}} left out: {reason}" for name, reason in row["missing"].items()]
     return "\n".join(lines)
+
+
+def traffic_text(entry: dict[str, Any]) -> str:
+    """Bytes per second, as a part of a copy's, and how the time was taken."""
+    return f" {entry['bytes_per_second'] / 1e9:6.0f} {entry['of_copy']:5.0%} {entry['by']}"
 
 
 def memory_text(size: int | None) -> str:
@@ -50,16 +56,22 @@ def memory_text(size: int | None) -> str:
 
 def verdicts_text(rows: list[dict[str, Any]]) -> str:
     """A line for each target, and how many of them are met."""
-    targets = [(title(row), target) for row in rows for target in row["targets"]]
+    targets = [(row, target) for row in rows for target in row["targets"]]
     met = sum(target["met"] is True for _, target in targets)
     lines = [f"targets: speed reached and asked for; {met} of {len(targets)} met"]
-    for what, target in targets:
+    for row, target in targets:
         reached = "" if target["reached"] is None else f"{target['reached']:.2f}x"
         lines.append(
-            f"  {answer(target):12} {reached:>7} of {target['at_least']:5.2f}x  {what}, "
-            f"against {target['against']}"
+            f"  {answer(target):12} {reached:>7} of {target['at_least']:5.2f}x  {title(row)}, "
+            f"against {target['against']}{reason(row, target)}"
         )
     return "\n".join(lines)
+
+
+def reason(row: dict[str, Any], target: dict[str, Any]) -> str:
+    """Why a target was not measured."""
+    missing = row["missing"].get(target["against"])
+    return "" if missing is None else f": {missing}"
 
 
 def answer(target: dict[str, Any]) -> str:

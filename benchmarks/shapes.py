@@ -5,22 +5,25 @@ from typing import Literal
 
 import torch
 
-from benchmarks.contestants import GRID_SAMPLE, OURS_FLOAT32, PEER
+from benchmarks.contestants import FLOOR, GRID_SAMPLE, OURS_FLOAT32, PEER, PEER_FLOAT32
 
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward + backward"
 FLOAT32 = (torch.float32,)
 WITH_HALF = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Ours must be `forward` times as fast as a contestant, and `both` with the gradients.
-
-    None where nothing is asked.
-    """
+    """How many times as fast as a contestant ours must be; None where nothing is asked."""
 
     against: str
     forward: float
-    both: float | None
+    both: float | None  # forward and backward together
+    backward: float | None = None
+
+    def at_least(self, direction: str) -> float | None:
+        """What is asked of a direction."""
+        return {FORWARD: self.forward, BACKWARD: self.backward, BOTH: self.both}[direction]
 
 
 NOT_SLOWER = (Target(GRID_SAMPLE, 1, 1), Target(PEER, 1, 1))
@@ -39,6 +42,7 @@ class Attention:
     heads: int = 8
     channels: int = 32
     points: int | tuple[int, ...] = 4  # of every level, or one number for each
+    half_locations: bool = False  # locations and weights in value's dtype, not in float32
     dtypes: tuple[torch.dtype, ...] = FLOAT32
     targets: tuple[Target, ...] = ()  # of float32
     half_targets: tuple[Target, ...] = ()
@@ -126,6 +130,7 @@ def pyramid(height: int, width: int, *strides: int) -> tuple[tuple[int, int], ..
 THREE = 8, 16, 32
 FOUR = 8, 16, 32, 64
 
+LARGE = Attention("Mask2Former encoder, 1024x1024", pyramid(1024, 1024, *THREE))
 MODELS = (
     Attention("Mask2Former encoder, 512x512", pyramid(512, 512, *THREE)),
     Attention(
@@ -135,7 +140,7 @@ MODELS = (
         targets=(Target(GRID_SAMPLE, 25, 12), Target(PEER, 4, 3.5)),
         half_targets=HALF_STORAGE,
     ),
-    Attention("Mask2Former encoder, 1024x1024", pyramid(1024, 1024, *THREE)),
+    LARGE,
     Attention("Mask2Former encoder, 800x1333", pyramid(800, 1333, *THREE)),
     Attention("Deformable-DETR, Grounding DINO encoder, 800x1333", pyramid(800, 1333, *FOUR)),
     Attention(
@@ -204,3 +209,37 @@ SAMPLING = (
 )
 
 OPS = (*MODELS, *AWKWARD, *SAMPLING)
+
+# On a GPU ours must be nowhere slower than grid_sample where the CPU has a target.
+NEVER_SLOWER = Target(GRID_SAMPLE, 1, 1, 1)
+# Forward in half storage: at most three times as long as a copy of as many bytes.
+LARGE_IN_HALF = NEVER_SLOWER, Target(PEER_FLOAT32, 6, None, 5), Target(FLOOR, 1 / 3, None)
+
+
+def on_cuda(shape: Attention | Points) -> Attention | Points:
+    """A shape with what is asked of it on a GPU: every model in half storage too."""
+    targets = (NEVER_SLOWER,) if shape.targets else ()
+    return replace(
+        shape,
+        dtypes=WITH_HALF if shape in MODELS else shape.dtypes,
+        targets=targets,
+        half_targets=targets if len(shape.dtypes) > 1 else (),
+    )
+
+
+CUDA_OPS = (
+    replace(
+        LARGE,
+        dtypes=WITH_HALF,
+        targets=(NEVER_SLOWER, Target(PEER, 3, None, 4)),
+        half_targets=LARGE_IN_HALF,
+    ),
+    replace(
+        LARGE,
+        name=f"{LARGE.name}, half locations",
+        half_locations=True,
+        dtypes=WITH_HALF[1:],
+        half_targets=LARGE_IN_HALF,
+    ),
+    *(on_cuda(shape) for shape in OPS if shape != LARGE),
+)

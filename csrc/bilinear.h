@@ -27,37 +27,36 @@ MASK2FORMER_INLINE Axis make_axis(int32_t size, bool align_corners) {
   return align_corners ? Axis{size, size - 1.0, 0.0} : Axis{size, 1.0 * size, -0.5};
 }
 
-// Between which pixel centres of an axis a location lies.
+// Between which two pixel centres of an axis a location lies.
 template <typename Real>
 struct Place {
-  bool near;     // false for a location that is not finite, or a whole pixel or more outside
-  int32_t from;  // the pixel before it, from -1 on
+  int32_t from;  // the pixel before it, from -1 on; the other one comes next
   Real beyond;   // the distance from there, in [0, 1]
+  bool has_from,
+      has_next;  // both false for a location that is not finite, or a pixel or more outside
 };
 
-// Nothing out of range is ever converted to an integer. NaN fails every comparison.
-MASK2FORMER_INLINE Place<double> place(double location, double scale, double shift, int32_t size) {
+// `size` pixels. Nothing out of range is ever converted to an integer; NaN fails every comparison.
+MASK2FORMER_INLINE Place<double> place(double location, double scale, double shift, double size) {
   double x = location * scale + shift;
   const bool near = (x > -1) & (x < size);
   x = near ? x : 0;
   const double from = std::floor(x);
-  return {near, static_cast<int32_t>(from), x - from};
+  return {static_cast<int32_t>(from), x - from, near && from >= 0, near && from + 1 < size};
 }
 
 // A float column of 100.3 is only good to 4e-6 of a pixel. The distance from the pixel before it is
 // rounded but once, so it is as good as in double, on maps of up to 2^23 columns.
-MASK2FORMER_INLINE Place<float> place(float location, float scale, float shift, int32_t size) {
-  float x = std::fma(location, scale, shift);
-  const bool close = (x >= -1) & (x < 2147483520.0f);
-  x = close ? x : 0;
+MASK2FORMER_INLINE Place<float> place(float location, float scale, float shift, float size) {
+  // Of a NaN, fmax and fmin take the other number; then the distance is a NaN.
+  const float x = std::fmin(std::fmax(std::fma(location, scale, shift), -1.0f), size);
   float from = std::floor(x);
-  float beyond = close ? std::fma(location, scale, shift - from) : 0;
-  if (beyond < 0) {  // x was rounded up to a whole number
-    from -= 1;
-    beyond += 1;
-  }
+  float beyond = std::fma(location, scale, shift - from);
+  const bool too_far = beyond < 0;  // x was rounded up to a whole number, or raised to -1
+  from -= too_far ? 1.0f : 0.0f;
+  beyond += too_far ? 1.0f : 0.0f;
   const bool inside = from >= 0 || (from == -1 && beyond > 0);
-  return {close && inside && static_cast<int32_t>(from) < size, static_cast<int32_t>(from), beyond};
+  return {static_cast<int32_t>(from), beyond, from >= 0 && from < size, inside && from + 1 < size};
 }
 
 // The square between four pixel centres that a point lies in, and where in it.
@@ -73,8 +72,8 @@ template <typename Real>
 MASK2FORMER_INLINE Cell<Real> locate(const Axis& columns, const Axis& rows, const Real* location) {
   const auto x = place(double{location[0]}, columns.scale, columns.shift, columns.size);
   const auto y = place(double{location[1]}, rows.scale, rows.shift, rows.size);
-  return {x.near && y.near, x.from, y.from, static_cast<Real>(x.beyond),
-          static_cast<Real>(y.beyond)};
+  const bool near = (x.has_from || x.has_next) && (y.has_from || y.has_next);
+  return {near, x.from, y.from, static_cast<Real>(x.beyond), static_cast<Real>(y.beyond)};
 }
 
 // Calls visit(position, weight, slope_x, slope_y) for the up to four pixels of the cell that exist:

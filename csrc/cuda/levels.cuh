@@ -42,8 +42,18 @@ __device__ __forceinline__ Level make_level(const LevelSource& source, int64_t p
     end = 0;
     for (int k = 0; k <= i; ++k) end += points[k];
   }
-  return {start, end, fits ? static_cast<int32_t>(height) : 0,
-          fits ? static_cast<int32_t>(width) : 0};
+  if (!fits) return {0, end, 0, 0};
+  return {start, end, static_cast<int32_t>(height), static_cast<int32_t>(width)};
+}
+
+// The level of a sample of a row.
+__device__ __forceinline__ int find_level(const LevelSource& source, int64_t sample) {
+  if (source.points_each > 0) return static_cast<int>(sample / source.points_each);
+  int level = 0;
+  for (int64_t end = source.known_points[0]; sample >= end; end += source.known_points[level]) {
+    ++level;
+  }
+  return level;
 }
 
 // The levels, in shared memory if there are few. All threads of a block come here.

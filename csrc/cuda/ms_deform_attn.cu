@@ -21,7 +21,6 @@ struct Call {
   Launcher launch;
   LevelSource levels{};
   std::vector<Tensor> memory;
-  size_t shared_bytes = 0;
 
   // A contiguous tensor that lives as long as the call does.
   const Tensor& keep(Tensor tensor) { return memory.emplace_back(std::move(tensor)); }
@@ -56,7 +55,6 @@ void place_levels(const Tensor& value, const Tensor& spatial_shapes,
   levels.points_each = same_points && !points.empty() ? points[0] : -1;
   if (levels.count <= kLevelsInLaunch) {
     std::copy(points.begin(), points.end(), levels.known_points);
-    call.shared_bytes = levels.count * sizeof(Level);
     return;
   }
   if (!same_points) {
@@ -100,16 +98,25 @@ AttentionArguments<Storage> make_arguments(const Tensor& value, const Tensor& lo
 
 // ---- layouts --------------------------------------------------------------------------------------
 
+constexpr int64_t kSamplesInShared = 512;  // of a row: 8 KiB
+
 // Whether the sizes fit a layout that counts in 32 bits and takes samples of a level together.
 template <typename L>
 bool fits(const AttentionSizes& sizes) {
-  const int64_t limit = int64_t{1} << 31, packs = sizes.heads * L::kLanes;
   const bool together = std::all_of(sizes.points.begin(), sizes.points.end(),
                                     [](int64_t points) { return points % L::kTogether == 0; });
-  // 27 bits for a pack and its sign, 4 for the corners.
+  const int64_t rows = sizes.images * sizes.queries * sizes.heads;
+  const int64_t bytes = sizes.images * sizes.positions * sizes.heads * L::kLanes * 16;
   return together && sizes.channels == L::kLanes * L::kWidth &&
-         sizes.images * sizes.queries * sizes.heads < limit &&
-         (sizes.positions + 2) * packs < limit / 16;
+         std::ssize(sizes.points) <= kLevelsInLaunch && sizes.samples <= kSamplesInShared &&
+         rows * sizes.samples < int64_t{1} << 30 && rows < int64_t{1} << 30 &&
+         bytes < int64_t{1} << 32;
+}
+
+template <typename L>
+size_t shared_bytes(const AttentionSizes& sizes) {
+  if (L::kFast) return sizes.samples * sizeof(Map<L>);
+  return std::ssize(sizes.points) <= kLevelsInLaunch ? sizes.points.size() * sizeof(Level) : 0;
 }
 
 template <typename Storage, typename Run>
@@ -147,7 +154,7 @@ Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
     for_layout<Storage>(sizes, [&](auto layout) {
       using L = decltype(layout);
       call.launch(ms_deform_attn_forward_kernel<L>, blocks_for_rows<L>(sizes), kThreads,
-                  call.shared_bytes, arguments);
+                  shared_bytes<L>(sizes), arguments);
     });
   });
   return output;
@@ -159,7 +166,7 @@ void launch_backward(const AttentionArguments<Storage>& arguments,
   for_layout<Storage>(call.sizes, [&](auto layout) {
     using L = decltype(layout);
     call.launch(ms_deform_attn_backward_kernel<L, Sum>, blocks_for_rows<L>(call.sizes), kThreads,
-                call.shared_bytes, arguments, gradient);
+                shared_bytes<L>(call.sizes), arguments, gradient);
   });
 }
 

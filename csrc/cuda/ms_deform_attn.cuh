@@ -24,7 +24,7 @@ struct AttentionArguments {
 };
 
 // How lanes share a row. Fast layouts hold all channels of it, 16 bytes in each lane, and count
-// packs of 16 bytes in 32 bits; the other one goes over any number of channels, one by one.
+// bytes of value in 32 bits; the other one goes over any number of channels, one by one.
 template <typename StorageType, int Lanes, int Width>
 struct Layout {
   using Storage = StorageType;
@@ -33,10 +33,10 @@ struct Layout {
   static constexpr int kWidth = Width;  // channels that a lane loads at once
   static constexpr bool kFast = Width > 1;
   static constexpr int kTogether = !kFast ? 1 : Lanes < 4 ? Lanes : 4;  // samples of one level
-  // Samples whose loads the forward pass has in flight: more would not fit into the registers.
-  static constexpr int kUnroll = Width == 8 ? 1 : 2;
-  static constexpr int kBlocks = kFast ? 4 : 2;  // that share a multiprocessor
+  // That share a multiprocessor: with more of them, registers would be spilled.
+  static constexpr int kBlocks = kFast ? 4 : 2, kBackwardBlocks = kFast ? 3 : 2;
   using Index = std::conditional_t<kFast, int32_t, int64_t>;
+  using Offset = std::conditional_t<kFast, uint32_t, int64_t>;
 };
 
 template <typename Storage>
@@ -50,146 +50,242 @@ using FastLayout =
 constexpr int kThreads = 256;
 constexpr unsigned kWholeWarp = 0xffffffff;
 
-template <typename Real>
-struct Dimensions {
-  Real width, height;
-};
+// ---- rows -----------------------------------------------------------------------------------------
 
-// A sample as the lane that located it knows it, and as the others do.
-template <typename L>
-struct Tap {
-  using Real = typename L::Real;
-  using Index = typename L::Index;
-
-  // Of the pixel left above, in packs, times 16, plus a bit for each of the four pixels around the
-  // sample that exist: left above, right above, left below, right below.
-  Index place;
-  Index below;  // packs from a pixel to the one below
-  Real to_right, to_bottom, attention;
-
-  __device__ __forceinline__ bool has(int corner) const { return place >> corner & 1; }
-
-  __device__ __forceinline__ Index at(int corner, Index beside) const {
-    return (place >> 4) + (corner % 2 ? beside : 0) + (corner / 2 ? below : 0);
-  }
-
-  __device__ __forceinline__ Real weight(int corner) const {
-    return (corner % 2 ? to_right : 1 - to_right) * (corner / 2 ? to_bottom : 1 - to_bottom);
-  }
-};
-
-// What a row of samples lies in.
-template <typename L>
+// One head of one query, and this lane's part in it.
 struct Row {
-  int64_t index;  // of the row, of its image and of its head
-  int64_t image;
-  int head;
-  bool exists;
-  int lane;
+  int64_t index, image;
+  int head, lane;
+  bool exists;  // else it is the last row, which another lane works on
 };
 
-template <typename L, typename Storage>
-__device__ __forceinline__ Row<L> find_row(const AttentionArguments<Storage>& arguments,
-                                           int64_t first) {
+template <typename L>
+__device__ __forceinline__ Row find_row(const AttentionArguments<typename L::Storage>& arguments,
+                                        int64_t first) {
+  using Index = typename L::Index;
   const int64_t rows = arguments.images * arguments.queries * arguments.heads;
   const int64_t own = first + threadIdx.x / L::kLanes;
-  const int64_t index = own < rows ? own : rows - 1;
-  const int lane = threadIdx.x % L::kLanes;
-  using Index = typename L::Index;
-  const Index heads = static_cast<Index>(arguments.heads);
-  const Index in_image = static_cast<Index>(arguments.queries) * heads;
-  const Index i = static_cast<Index>(index);
-  return {index, i / in_image, static_cast<int>(i % heads), own < rows, lane};
+  const auto index = static_cast<Index>(own < rows ? own : rows - 1);
+  const auto heads = static_cast<Index>(arguments.heads);
+  const Index image = index / (static_cast<Index>(arguments.queries) * heads);
+  return {index, image, static_cast<int>(index % heads), static_cast<int>(threadIdx.x % L::kLanes),
+          own < rows};
 }
 
-// The level of a sample.
-__device__ __forceinline__ const Level& find_level(const LevelSource& source, const Level* levels,
-                                                   int64_t sample) {
-  int level = 0;
-#pragma unroll 1
-  for (int i = 0; i + 1 < source.count; ++i) level += sample >= levels[i].points;
-  return levels[level];
-}
+// ---- samples --------------------------------------------------------------------------------------
 
-// The sample of a row that this lane locates; beyond the last one there is one without pixels.
-template <typename L, typename Storage>
-__device__ __forceinline__ Tap<L> locate_sample(const AttentionArguments<Storage>& arguments,
-                                                const Level* levels, const Row<L>& row,
-                                                int64_t sample,
-                                                Dimensions<typename L::Real>& size) {
+// What tells offsets into value apart. They count packs of kWidth numbers, times 16.
+template <typename L>
+struct Strides {
+  using Offset = typename L::Offset;
+  Offset head, pixel, image;
+
+  __device__ __forceinline__ explicit Strides(
+      const AttentionArguments<typename L::Storage>& arguments)
+      : head(static_cast<Offset>(arguments.channels / L::kWidth * 16)),
+        pixel(head * static_cast<Offset>(arguments.heads)),
+        image(pixel * static_cast<Offset>(arguments.positions)) {}
+};
+
+// The map of a level as its samples need it. Fast layouts have one for each sample of a row, in
+// shared memory; the other one makes it of the level, for any number of samples.
+template <typename L>
+struct Map {
+  typename L::Real width, height;
+  typename L::Index columns, start;
+
+  __device__ __forceinline__ Map() : width(0), height(0), columns(0), start(0) {}
+  __device__ __forceinline__ explicit Map(const Level& level)
+      : width(static_cast<typename L::Real>(level.width)),
+        height(static_cast<typename L::Real>(level.height)),
+        columns(level.width),
+        start(static_cast<typename L::Index>(level.start)) {}
+};
+
+template <typename L>
+class Maps {
+ public:
+  // All threads of a block come here.
+  __device__ __forceinline__ explicit Maps(const AttentionArguments<typename L::Storage>& arguments)
+      : count_(arguments.levels.count) {
+    if constexpr (L::kFast) {
+      maps_ = reinterpret_cast<Map<L>*>(shared_memory);
+      for (int i = threadIdx.x; i < arguments.samples; i += blockDim.x) {
+        const int level = find_level(arguments.levels, i);
+        maps_[i] = Map<L>(make_level(arguments.levels, arguments.positions, level));
+      }
+      __syncthreads();
+    } else {
+      levels_ = load_levels(arguments.levels, arguments.positions,
+                            reinterpret_cast<Level*>(shared_memory));
+    }
+  }
+
+  __device__ __forceinline__ Map<L> operator[](int64_t sample) const {
+    if constexpr (L::kFast) {
+      return maps_[sample];
+    } else {
+      int level = 0;
+      while (level + 1 < count_ && sample >= levels_[level].points) ++level;
+      return Map<L>(levels_[level]);
+    }
+  }
+
+ private:
+  int32_t count_;
+  Map<L>* maps_;
+  const Level* levels_;
+};
+
+// A sample that this lane located; beyond the last one of a row there are some without pixels.
+template <typename L>
+struct Located {
+  using Real = typename L::Real;
+  using Offset = typename L::Offset;
+
+  Place<Real> x, y;
+  Map<L> map;
+  Real attention;
+
+  __device__ __forceinline__ bool has_pixels() const {
+    return (x.has_from || x.has_next) && (y.has_from || y.has_next);
+  }
+
+  // Of a pixel of the row's head, on the map or, in numbers that wrap around, beside it.
+  __device__ __forceinline__ Offset offset(const Row& row, const Strides<L>& strides,
+                                           int32_t column, int32_t line) const {
+    return static_cast<Offset>(row.image) * strides.image +
+           static_cast<Offset>(row.head) * strides.head +
+           static_cast<Offset>(map.start + map.columns * line + column) * strides.pixel;
+  }
+
+  // From a pixel to the one below it.
+  __device__ __forceinline__ Offset below(const Strides<L>& strides) const {
+    return static_cast<Offset>(map.columns) * strides.pixel;
+  }
+};
+
+template <typename L>
+__device__ __forceinline__ Located<L> locate_sample(
+    const AttentionArguments<typename L::Storage>& arguments, const Maps<L>& maps, const Row& row,
+    typename L::Index sample) {
+  using Storage = typename L::Storage;
   using Real = typename L::Real;
   using Index = typename L::Index;
-  size = {};
-  if (sample >= arguments.samples) return {};
-  const Level level = find_level(arguments.levels, levels, sample);
-  const int64_t index = row.index * arguments.samples + sample;
-  size = {static_cast<Real>(level.width), static_cast<Real>(level.height)};
+  const Index samples = static_cast<Index>(arguments.samples);
+  if (sample >= samples) return {};
+  const Index index = static_cast<Index>(row.index) * samples + sample;
   const auto location = read_pair<Storage>(arguments.locations, index);
-  const auto x = place(location.numbers[0], size.width, Real(-0.5), level.width);
-  const auto y = place(location.numbers[1], size.height, Real(-0.5), level.height);
-  const Real attention = read<Storage>(arguments.attention, index);
-  const Index beside = static_cast<Index>(arguments.heads * arguments.channels / L::kWidth);
-  const Index under = static_cast<Index>(level.width) * beside;
-  if (!(x.near && y.near)) return {0, under, 0, 0, 0};
-  const bool left = x.from >= 0, right = x.from + 1 < level.width;
-  const bool above = y.from >= 0, below = y.from + 1 < level.height;
-  const int corners =
-      (above && left) | (above && right) << 1 | (below && left) << 2 | (below && right) << 3;
-  const Index position =
-      static_cast<Index>(level.start) + static_cast<Index>(level.width) * y.from + x.from;
-  return {position * beside * 16 + corners, under, x.beyond, y.beyond, attention};
+  const Map<L> map = maps[sample];
+  return {place(location.numbers[0], map.width, Real(-0.5), map.width),
+          place(location.numbers[1], map.height, Real(-0.5), map.height), map,
+          read<Storage>(arguments.attention, index)};
 }
 
-template <typename L>
-__device__ __forceinline__ Tap<L> share(const Tap<L>& own, int lane, typename L::Index below) {
-  const auto from = [lane](auto number) {
-    return __shfl_sync(kWholeWarp, number, lane, L::kLanes);
-  };
-  return {from(own.place), below, from(own.to_right), from(own.to_bottom), from(own.attention)};
-}
-
-// Calls visit(tap, k) for samples first .. first + kTogether - 1 of those that the lanes hold.
-template <int Unroll, typename L, typename Visit>
-__device__ __forceinline__ void visit_together(const Tap<L>& own, int first, Visit visit) {
-  const auto below = __shfl_sync(kWholeWarp, own.below, first, L::kLanes);
-#pragma unroll Unroll
-  for (int k = 0; k < L::kTogether; ++k) visit(share(own, first + k, below), k);
-}
-
-// Channels of a pixel that may not exist.
+// The channels of a pixel that this lane works on, from `channel` on.
 template <typename L>
 __device__ __forceinline__ Pack<typename L::Storage, L::kWidth> load_pixel(
-    const typename L::Storage* value, const Tap<L>& tap, int corner, typename L::Index beside) {
-  if (!tap.has(corner)) return {};
-  return load_pack<L::kWidth>(value + int64_t{tap.at(corner, beside)} * L::kWidth);
+    const typename L::Storage* value, typename L::Offset offset, int64_t channel) {
+  if constexpr (L::kFast) {  // an offset counts bytes
+    const auto at = offset + static_cast<uint32_t>(channel * sizeof(typename L::Storage));
+    const auto* bytes = reinterpret_cast<const char*>(value) + at;
+    return load_pack<L::kWidth>(reinterpret_cast<const typename L::Storage*>(bytes));
+  } else {
+    return load_pack<L::kWidth>(value + offset / 16 + channel);
+  }
 }
 
 // ---- forward --------------------------------------------------------------------------------------
 
+// A sample for which every lane loads four pixels without asking which of them exist: one that does
+// not is replaced by one that does, and has no weight. So no other pixel is read, which might hold
+// anything.
+template <typename L>
+struct Blend {
+  using Real = typename L::Real;
+  using Offset = typename L::Offset;
+
+  // The offset of the first pixel, and a bit each for: there is one beside it, one below it, any.
+  Offset place;
+  Real weights[4];
+
+  __device__ __forceinline__ Blend(const Located<L>& located, const Row& row,
+                                   const Strides<L>& strides) {
+    const auto& [x, y, map, attention] = located;
+    place = located.offset(row, strides, x.has_from ? x.from : x.from + 1,
+                           y.has_from ? y.from : y.from + 1);
+    place += (x.has_from && x.has_next ? 1 : 0) + (y.has_from && y.has_next ? 2 : 0) +
+             (located.has_pixels() ? 4 : 0);
+    const Real across[] = {x.has_from ? 1 - x.beyond : 0, x.has_next ? x.beyond : 0};
+    const Real down[] = {y.has_from ? attention * (1 - y.beyond) : 0,
+                         y.has_next ? attention * y.beyond : 0};
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      weights[corner] = across[corner % 2] * down[corner / 2];
+    }
+  }
+
+  // That of another lane of the row.
+  __device__ __forceinline__ Blend from_lane(int from) const {
+    Blend other = *this;
+    other.place = __shfl_sync(kWholeWarp, place, from, L::kLanes);
+#pragma unroll
+    for (Real& weight : other.weights) {
+      weight = __shfl_sync(kWholeWarp, weight, from, L::kLanes);
+    }
+    return other;
+  }
+
+  __device__ __forceinline__ bool has_pixels() const { return place & 4; }
+
+  // The offset of a pixel.
+  __device__ __forceinline__ Offset at(int corner, Offset pixel, Offset below) const {
+    return (place & ~Offset{15}) + (corner % 2 && place & 1 ? pixel : 0) +
+           (corner / 2 && place & 2 ? below : 0);
+  }
+};
+
+// Adds a sample to the sums over all samples of a row, for the channels of a lane from `channel`
+// on.
+template <typename L>
+__device__ __forceinline__ void add_sample(const typename L::Storage* value, const Blend<L>& blend,
+                                           typename L::Offset pixel, typename L::Offset below,
+                                           int64_t channel, typename L::Real (&sums)[L::kWidth]) {
+  Pack<typename L::Storage, L::kWidth> pixels[4];
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    pixels[corner] = load_pixel<L>(value, blend.at(corner, pixel, below), channel);
+  }
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    typename L::Real numbers[L::kWidth];
+    to_reals(pixels[corner], numbers);
+#pragma unroll
+    for (int i = 0; i < L::kWidth; ++i) sums[i] += blend.weights[corner] * numbers[i];
+  }
+}
+
 // The sum over all samples of a row, for the channels of a lane from `channel` on.
 template <typename L>
 __device__ __forceinline__ void sum_samples(
-    const AttentionArguments<typename L::Storage>& arguments, const Level* levels,
-    const Row<L>& row, int64_t channel, typename L::Real (&sums)[L::kWidth]) {
-  const auto beside =
-      static_cast<typename L::Index>(arguments.heads * arguments.channels / L::kWidth);
-  const auto* value =
-      arguments.value +
-      (row.image * arguments.positions * arguments.heads + row.head) * arguments.channels + channel;
-  for (int64_t base = 0; base < arguments.samples; base += L::kLanes) {
-    Dimensions<typename L::Real> size;
-    const Tap<L> own = locate_sample(arguments, levels, row, base + row.lane, size);
-    for (int first = 0; first < L::kLanes && base + first < arguments.samples;
-         first += L::kTogether) {
-      visit_together<L::kUnroll>(own, first, [&](const Tap<L>& tap, int) {
+    const AttentionArguments<typename L::Storage>& arguments, const Maps<L>& maps, const Row& row,
+    int64_t channel, typename L::Real (&sums)[L::kWidth]) {
+  using Index = typename L::Index;
+  using Offset = typename L::Offset;
+  const Strides<L> strides(arguments);
+  const Index samples = static_cast<Index>(arguments.samples);
+  for (Index base = 0; base < samples; base += L::kLanes) {
+    const Located<L> located = locate_sample<L>(arguments, maps, row, base + row.lane);
+    const Blend<L> own(located, row, strides);
+    const Offset own_below = located.below(strides);
+    for (int first = 0; first < L::kLanes && base + first < samples; first += L::kTogether) {
+      const Offset below = __shfl_sync(kWholeWarp, own_below, first, L::kLanes);
 #pragma unroll
-        for (int corner = 0; corner < 4; ++corner) {
-          const auto pixel = load_pixel<L>(value, tap, corner, beside);
-          const auto weight = tap.weight(corner) * tap.attention;
-#pragma unroll
-          for (int i = 0; i < L::kWidth; ++i) sums[i] += weight * to_real(pixel.numbers[i]);
-        }
-      });
+      for (int k = 0; k < L::kTogether; ++k) {
+        const Blend<L> blend = own.from_lane(first + k);
+        if (!blend.has_pixels()) continue;
+        add_sample(arguments.value, blend, strides.pixel, below, channel, sums);
+      }
     }
   }
 }
@@ -197,29 +293,69 @@ __device__ __forceinline__ void sum_samples(
 template <typename L>
 __global__ void __launch_bounds__(kThreads, L::kBlocks)
     ms_deform_attn_forward_kernel(AttentionArguments<typename L::Storage> arguments) {
-  const Level* levels =
-      load_levels(arguments.levels, arguments.positions, reinterpret_cast<Level*>(shared_memory));
+  const Maps<L> maps(arguments);
   constexpr int rows_in_block = kThreads / L::kLanes;
   const int64_t rows = arguments.images * arguments.queries * arguments.heads;
   for (int64_t first = int64_t{blockIdx.x} * rows_in_block; first < rows;
        first += int64_t{gridDim.x} * rows_in_block) {
-    const Row<L> row = find_row<L>(arguments, first);
+    const Row row = find_row<L>(arguments, first);
     // Every lane of a warp takes part in the shuffles of all channels.
     for (int64_t base = 0; base < arguments.channels; base += L::kLanes * L::kWidth) {
       const int64_t own = base + row.lane * L::kWidth;
-      const bool exists = row.exists && own < arguments.channels;
+      const bool exists = L::kFast || own < arguments.channels;
       typename L::Real sums[L::kWidth] = {};
-      sum_samples<L>(arguments, levels, row, own < arguments.channels ? own : 0, sums);
-      if (exists) {
+      sum_samples<L>(arguments, maps, row, exists ? own : 0, sums);
+      if (exists && row.exists) {
         store_pack(arguments.output + row.index * arguments.channels + own, sums);
       }
       if (L::kFast) break;  // they are all
     }
-    if (L::kFast) break;  // a block for all rows
+    if (L::kFast) break;  // there is a block for every row
   }
 }
 
 // ---- backward -------------------------------------------------------------------------------------
+
+// A sample and the pixels around it: 0 left above, 1 right above, 2 left below, 3 right below.
+template <typename L>
+struct Tap {
+  using Real = typename L::Real;
+  using Offset = typename L::Offset;
+
+  // The offset of the pixel left above, and a bit for each of the four that exists.
+  Offset place;
+  Offset below;  // from a pixel to the one below it
+  Real to_right, to_bottom, attention;
+
+  __device__ __forceinline__ bool has(int corner) const { return place >> corner & 1; }
+
+  __device__ __forceinline__ Offset at(int corner, Offset beside) const {
+    return (place & ~Offset{15}) + (corner % 2 ? beside : 0) + (corner / 2 ? below : 0);
+  }
+
+  __device__ __forceinline__ Real weight(int corner) const {
+    return (corner % 2 ? to_right : 1 - to_right) * (corner / 2 ? to_bottom : 1 - to_bottom);
+  }
+
+  // That of another lane of the row, of the same level.
+  __device__ __forceinline__ Tap from_lane(int from, Offset below_there) const {
+    const auto get = [from](auto x) { return __shfl_sync(kWholeWarp, x, from, L::kLanes); };
+    return {get(place), below_there, get(to_right), get(to_bottom), get(attention)};
+  }
+};
+
+template <typename L>
+__device__ __forceinline__ Tap<L> make_tap(const Located<L>& located, const Row& row,
+                                           const Strides<L>& strides) {
+  const auto& [x, y, map, attention] = located;
+  const int across = x.has_from + 2 * x.has_next;
+  const int corners = (y.has_from ? across : 0) + (y.has_next ? 4 * across : 0);
+  const auto place = located.offset(row, strides, x.from, y.from) + corners;
+  const auto below = located.below(strides);
+  // Where there are no pixels the rest may be anything.
+  if (corners == 0) return {place, below, 0, 0, 0};
+  return {place, below, x.beyond, y.beyond, attention};
+}
 
 // What a sample adds to the loss for each unit of its attention, and of its column and row.
 template <typename Real>
@@ -281,24 +417,26 @@ struct ValueGradient {
 template <typename L, typename Sum>
 __device__ __forceinline__ Slopes<typename L::Real> visit_channels(
     const typename L::Storage* value, Sum* sums, double scale, const Tap<L>& tap,
-    typename L::Index beside, const typename L::Real (&grad)[L::kWidth], bool exists,
-    bool slopes_wanted) {
+    typename L::Offset pixel, int64_t channel, const typename L::Real (&grad)[L::kWidth],
+    bool exists, bool slopes_wanted) {
   using Real = typename L::Real;
   Real dots[4] = {};
 #pragma unroll
   for (int corner = 0; corner < 4; ++corner) {
     if (!tap.has(corner) || !exists) continue;
+    const auto at = tap.at(corner, pixel);
     if (slopes_wanted) {
-      const auto pixel = load_pixel<L>(value, tap, corner, beside);
+      Real numbers[L::kWidth];
+      to_reals(load_pixel<L>(value, at, channel), numbers);
 #pragma unroll
-      for (int i = 0; i < L::kWidth; ++i) dots[corner] += grad[i] * to_real(pixel.numbers[i]);
+      for (int i = 0; i < L::kWidth; ++i) dots[corner] += grad[i] * numbers[i];
     }
     if (sums) {
       const Real weight = tap.weight(corner) * tap.attention;
       Real shares[L::kWidth];
 #pragma unroll
       for (int i = 0; i < L::kWidth; ++i) shares[i] = weight * grad[i];
-      add(sums + int64_t{tap.at(corner, beside)} * L::kWidth, shares, scale);
+      add(sums + static_cast<int64_t>(at / 16) * L::kWidth + channel, shares, scale);
     }
   }
   const Real to_left = 1 - tap.to_right, to_top = 1 - tap.to_bottom;
@@ -310,25 +448,22 @@ __device__ __forceinline__ Slopes<typename L::Real> visit_channels(
 
 template <typename L>
 __device__ __forceinline__ void load_grad(const AttentionArguments<typename L::Storage>& arguments,
-                                          const Row<L>& row, int64_t channel,
+                                          const Row& row, int64_t channel,
                                           typename L::Real (&grad)[L::kWidth]) {
-  const auto pack =
-      load_pack<L::kWidth>(arguments.grad_output + row.index * arguments.channels + channel);
-#pragma unroll
-  for (int i = 0; i < L::kWidth; ++i) grad[i] = to_real(pack.numbers[i]);
+  const auto* from = arguments.grad_output + row.index * arguments.channels + channel;
+  to_reals(load_pack<L::kWidth>(from), grad);
 }
 
 template <typename L>
 __device__ __forceinline__ void write_slopes(
-    const AttentionArguments<typename L::Storage>& arguments, const Row<L>& row, int64_t sample,
-    const Slopes<typename L::Real>& slopes, typename L::Real attention,
-    const Dimensions<typename L::Real>& size) {
+    const AttentionArguments<typename L::Storage>& arguments, const Row& row, int64_t sample,
+    const Slopes<typename L::Real>& slopes, const Map<L>& map, typename L::Real attention) {
   using Storage = typename L::Storage;
   if (!row.exists || sample >= arguments.samples) return;
   const int64_t index = row.index * arguments.samples + sample;
   if (arguments.grad_locations.data) {
-    write_pair<Storage>(arguments.grad_locations, index, slopes.x * attention * size.width,
-                        slopes.y * attention * size.height);
+    write_pair<Storage>(arguments.grad_locations, index, slopes.x * attention * map.width,
+                        slopes.y * attention * map.height);
   }
   if (arguments.grad_attention.data) {
     write<Storage>(arguments.grad_attention, index, slopes.attention);
@@ -338,54 +473,52 @@ __device__ __forceinline__ void write_slopes(
 template <typename L, typename Sum>
 __device__ __forceinline__ void differentiate_row(
     const AttentionArguments<typename L::Storage>& arguments,
-    const ValueGradient<Sum, typename L::Real>& gradient, const Level* levels, const Row<L>& row) {
+    const ValueGradient<Sum, typename L::Real>& gradient, const Maps<L>& maps, const Row& row) {
   using Real = typename L::Real;
-  const auto beside =
-      static_cast<typename L::Index>(arguments.heads * arguments.channels / L::kWidth);
-  const int64_t corner =
-      (row.image * arguments.positions * arguments.heads + row.head) * arguments.channels;
+  using Index = typename L::Index;
+  const Strides<L> strides(arguments);
+  const Index samples = static_cast<Index>(arguments.samples);
   const double scale =
       gradient.scale(row.image * arguments.heads + row.head, arguments.queries * arguments.samples);
   const bool slopes_wanted = arguments.grad_locations.data || arguments.grad_attention.data;
-  const int64_t step = L::kLanes * L::kWidth;
   Real grad[L::kWidth];
   if (L::kFast) load_grad<L>(arguments, row, row.lane * L::kWidth, grad);
-  for (int64_t base = 0; base < arguments.samples; base += L::kLanes) {
-    Dimensions<Real> size;
-    const Tap<L> own = locate_sample(arguments, levels, row, base + row.lane, size);
+  for (Index base = 0; base < samples; base += L::kLanes) {
+    const Located<L> located = locate_sample<L>(arguments, maps, row, base + row.lane);
+    const Tap<L> own = make_tap(located, row, strides);
     Slopes<Real> result = {};
-    for (int first = 0; first < L::kLanes && base + first < arguments.samples;
-         first += L::kTogether) {
+    for (int first = 0; first < L::kLanes && base + first < samples; first += L::kTogether) {
+      const auto below = __shfl_sync(kWholeWarp, own.below, first, L::kLanes);
       Slopes<Real> slopes[L::kTogether] = {};
-      visit_together<L::kTogether>(own, first, [&](const Tap<L>& tap, int k) {
+#pragma unroll
+      for (int k = 0; k < L::kTogether; ++k) {
+        const Tap<L> tap = own.from_lane(first + k, below);
         for (int64_t channel = row.lane * L::kWidth; channel < arguments.channels;
-             channel += step) {
+             channel += L::kLanes * L::kWidth) {
           if (!L::kFast) load_grad<L>(arguments, row, channel, grad);
-          slopes[k] += visit_channels<L>(arguments.value + corner + channel,
-                                         gradient.sums ? gradient.sums + corner + channel : nullptr,
-                                         scale, tap, beside, grad, row.exists, slopes_wanted);
-          if (L::kFast) break;
+          slopes[k] += visit_channels<L>(arguments.value, gradient.sums, scale, tap, strides.pixel,
+                                         channel, grad, row.exists, slopes_wanted);
+          if (L::kFast) break;  // they are all
         }
-      });
+      }
       const auto sum = sum_over_lanes<L>(slopes, row.lane);
       if (row.lane / L::kTogether == first / L::kTogether) result = sum;
     }
-    write_slopes<L>(arguments, row, base + row.lane, result, own.attention, size);
+    write_slopes<L>(arguments, row, base + row.lane, result, located.map, own.attention);
   }
 }
 
 template <typename L, typename Sum>
-__global__ void __launch_bounds__(kThreads, L::kBlocks)
+__global__ void __launch_bounds__(kThreads, L::kBackwardBlocks)
     ms_deform_attn_backward_kernel(AttentionArguments<typename L::Storage> arguments,
                                    ValueGradient<Sum, typename L::Real> gradient) {
-  const Level* levels =
-      load_levels(arguments.levels, arguments.positions, reinterpret_cast<Level*>(shared_memory));
+  const Maps<L> maps(arguments);
   constexpr int rows_in_block = kThreads / L::kLanes;
   const int64_t rows = arguments.images * arguments.queries * arguments.heads;
   for (int64_t first = int64_t{blockIdx.x} * rows_in_block; first < rows;
        first += int64_t{gridDim.x} * rows_in_block) {
-    differentiate_row<L>(arguments, gradient, levels, find_row<L>(arguments, first));
-    if (L::kFast) break;  // a block for all rows
+    differentiate_row<L>(arguments, gradient, maps, find_row<L>(arguments, first));
+    if (L::kFast) break;  // there is a block for every row
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 namespace mask2former {
@@ -64,6 +65,31 @@ __device__ __forceinline__ Pack<Storage, kWidth> load_pack(const Storage* from) 
 }
 
 template <typename Storage, int kWidth>
+__device__ __forceinline__ void to_reals(const Pack<Storage, kWidth>& pack,
+                                         RealOf<Storage> (&reals)[kWidth]) {
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) reals[i] = to_real(pack.numbers[i]);
+}
+
+// A bfloat16 is the upper half of a float. Two at a time take one instruction each.
+template <int kWidth>
+__device__ __forceinline__ void to_reals(const Pack<__nv_bfloat16, kWidth>& pack,
+                                         float (&reals)[kWidth]) {
+  if constexpr (kWidth % 2) {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) reals[i] = to_real(pack.numbers[i]);
+  } else {
+    uint32_t pairs[kWidth / 2];
+    memcpy(pairs, &pack, sizeof pack);
+#pragma unroll
+    for (int i = 0; i < kWidth / 2; ++i) {
+      reals[2 * i] = __uint_as_float(pairs[i] << 16);
+      reals[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+    }
+  }
+}
+
+template <typename Storage, int kWidth>
 __device__ __forceinline__ void store_pack(Storage* to, const RealOf<Storage> (&numbers)[kWidth]) {
   Pack<Storage, kWidth> pack;
 #pragma unroll
@@ -99,8 +125,9 @@ __device__ __forceinline__ Pack<RealOf<Storage>, 2> read_pair(const Numbers& num
                                                               int64_t index) {
   using Real = RealOf<Storage>;
   if (numbers.wide) return load_pack<2>(static_cast<const Real*>(numbers.data) + 2 * index);
-  const auto pair = load_pack<2>(static_cast<const Storage*>(numbers.data) + 2 * index);
-  return {to_real(pair.numbers[0]), to_real(pair.numbers[1])};
+  Pack<Real, 2> pair;
+  to_reals(load_pack<2>(static_cast<const Storage*>(numbers.data) + 2 * index), pair.numbers);
+  return pair;
 }
 
 template <typename Storage>

@@ -44,12 +44,14 @@ constexpr int kTileRows = 8;        // threads above each other in such a block
 template <typename Storage>
 __device__ __forceinline__ Cell<RealOf<Storage>> locate_point(
     const PointArguments<Storage>& arguments, int64_t set, int64_t point) {
+  using Real = RealOf<Storage>;
   const auto location = read_pair<Storage>(arguments.points, set * arguments.count + point);
   const auto& columns = arguments.columns;
   const auto& rows = arguments.rows;
-  const auto x = place(location.numbers[0], columns.scale, columns.shift, columns.size);
-  const auto y = place(location.numbers[1], rows.scale, rows.shift, rows.size);
-  return {x.near && y.near, x.from, y.from, x.beyond, y.beyond};
+  const auto x = place(location.numbers[0], columns.scale, columns.shift, Real(columns.size));
+  const auto y = place(location.numbers[1], rows.scale, rows.shift, Real(rows.size));
+  const bool near = (x.has_from || x.has_next) && (y.has_from || y.has_next);
+  return {near, x.from, y.from, x.beyond, y.beyond};
 }
 
 // Calls visit(row, column, weight, slope_x, slope_y) for the pixels of a cell that exist.

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.contestants import GRID_SAMPLE, OURS
-from tests.benchmarks.samples import measured
+from tests.benchmarks.samples import measured, measured_on_gpu
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -24,6 +24,23 @@ def test_it_is_a_picture_1800_pixels_wide(tmp_path):
     with Image.open(tmp_path / "chart") as picture:
         assert picture.format == "PNG" and picture.width == 1800
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
+
+
+def test_a_gpu_has_a_panel_for_the_backward_and_its_name_in_the_title(tmp_path):
+    directions = "forward", "backward", "forward + backward"
+    rows = [
+        measured_on_gpu(direction=direction, dtype=dtype)
+        for direction in directions
+        for dtype in ("float32", "bfloat16")
+    ]
+    machine = {"gpu": "a GPU", "multiprocessors": 9, "driver": None, "CUDA": "1", "torch": "9.9"}
+    chart.draw({"machine": machine, "rows": rows}, tmp_path / "chart")
+    with Image.open(tmp_path / "chart") as picture:
+        assert picture.width == 2700
+    assert list(chart.layout(rows)[0]) == [
+        ("ms_deform_attn", "some encoder"),
+        ("ms_deform_attn", "some encoder, bfloat16"),
+    ]
 
 
 def test_shapes_have_a_place_each_below_the_heading_of_their_operator():

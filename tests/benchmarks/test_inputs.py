@@ -29,6 +29,15 @@ def test_maps_are_stored_in_the_dtype_and_the_rest_in_float32():
     assert grad_output(ENCODER, torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_locations_and_weights_are_half_where_the_shape_says_so():
+    shape = replace(ENCODER, half_locations=True)
+    value, shapes, _, locations, weights = arguments(shape, torch.bfloat16)
+    assert value.dtype == locations.dtype == weights.dtype == torch.bfloat16
+    assert shapes.dtype == torch.int64
+    exact = arguments(ENCODER, torch.bfloat16)[3]
+    assert locations.equal(exact.bfloat16())
+
+
 def test_weights_of_a_query_and_head_sum_to_1():
     for shape in (ENCODER, UNEVEN):
         weights = arguments(shape, torch.float32)[4]

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from benchmarks import machine
@@ -27,6 +29,39 @@ def test_the_processor_has_a_name():
     assert machine.processor().strip()
 
 
-def test_a_peer_that_is_not_installed_has_no_version(monkeypatch):
-    monkeypatch.setattr(machine, "PEER", "no-such-distribution")
-    assert machine.peer_version() is None
+def test_a_peer_that_is_not_installed_has_no_version():
+    assert machine.peer_version("no-such-distribution") is None
+
+
+def test_a_gpu_is_described_with_its_driver(monkeypatch, tmp_path):
+    properties = SimpleNamespace(
+        name="NVIDIA H100 80GB HBM3",
+        major=9,
+        minor=0,
+        multi_processor_count=132,
+        L2_cache_size=50 * 2**20,
+        total_memory=80 * 2**30,
+    )
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    put_tool(monkeypatch, tmp_path, "echo 999.1\necho 999.1")
+    described = machine.describe_gpu()
+    assert described["gpu"] == properties.name and described["driver"] == "999.1"
+    assert (described["multiprocessors"], described["L2 cache in MiB"]) == (132, 50)
+    assert described["CUDA"] == torch.version.cuda and described["torch"] == torch.__version__
+    json.dumps(described)
+
+
+@pytest.mark.parametrize("script", [None, "exit 9", "true"])
+def test_a_driver_that_nothing_names_is_not_known(monkeypatch, tmp_path, script):
+    put_tool(monkeypatch, tmp_path, script)
+    assert machine.driver() is None
+
+
+def put_tool(monkeypatch, folder: Path, script: str | None) -> None:
+    """Makes a shell script the only nvidia-smi."""
+    tool = folder / "nvidia-smi"
+    if script is not None:
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: str(tool) if script else None)

@@ -5,8 +5,9 @@ import torch
 
 from benchmarks import memory
 from benchmarks.contestants import GRID_SAMPLE
-from benchmarks.ops import Row, extra_memory
-from benchmarks.shapes import Points
+from benchmarks.cpu import extra_memory
+from benchmarks.ops import Row
+from benchmarks.shapes import FORWARD, Points
 
 MEBIBYTE = 2**20
 pytestmark = pytest.mark.skipif(not memory.AVAILABLE, reason="this system has no mark to set")
@@ -39,5 +40,5 @@ def test_a_failure_there_is_a_failure_here():
 
 
 def test_detectors_widen_masks_before_they_sample_them():
-    row = Row(Points("", 1, 8, (1024, 1024), 4, "shared", True, False), torch.float32, False)
+    row = Row(Points("", 1, 8, (1024, 1024), 4, "shared", True, False), torch.float32, FORWARD)
     assert extra_memory(row, GRID_SAMPLE) == pytest.approx(32 * MEBIBYTE, abs=MEBIBYTE)

@@ -8,7 +8,7 @@ import pytest
 import benchmarks
 from benchmarks import report
 from benchmarks.contestants import GRID_SAMPLE, PEER
-from tests.benchmarks.samples import measured
+from tests.benchmarks.samples import measured, measured_on_gpu
 
 
 def test_a_row_has_a_line_for_each_contestant():
@@ -20,6 +20,18 @@ def test_a_row_has_a_line_for_each_contestant():
     )
     assert lines[5].split() == [PEER, "left", "out:", "no", "such", "thing"]
     assert len({len(line) for line in lines[2:5]}) == 1
+
+
+def test_on_a_gpu_times_are_in_microseconds_with_traffic_beside_them():
+    long = "mask2former_ops, deterministic"
+    row = measured_on_gpu(missing={long: "none"})
+    lines = report.row_text(row).splitlines()
+    assert "time in us" in lines[2] and lines[2].split()[-3:] == ["GB/s", "copy", "by"]
+    assert " ".join(lines[4].split()) == (
+        "mask2former_ops 20.00 19.50 to 21.00 20.00x 1.0e-07 3.0 MiB 1700 68% graph"
+    )
+    assert lines[5] == f"  {long} left out: none"
+    assert lines[2].index("copy") + 4 == lines[4].index("68%") + 3
 
 
 def test_memory_that_is_not_known_is_a_dash():
@@ -34,15 +46,15 @@ def test_verdicts_name_target_and_speed():
     assert [" ".join(line.split()) for line in lines] == [
         "targets: speed reached and asked for; 1 of 4 met",
         f"not met 20.00x of 25.00x {what} {GRID_SAMPLE}",
-        f"not measured of 4.00x {what} {PEER}",
+        f"not measured of 4.00x {what} {PEER}: no such thing",
         f"too inexact 20.00x of 10.00x {what} {GRID_SAMPLE}",
         f"met 20.00x of 10.00x {what} {GRID_SAMPLE}",
     ]
 
 
 def test_the_heading_leaves_out_what_is_not_known():
-    lines = report.heading({"torch": "9.9", PEER: None}).splitlines()
-    assert lines[0].split() == ["torch", "9.9"] and lines[1] == ""
+    lines = report.heading({"torch": "9.9", PEER: None}, ["time  what it is"]).splitlines()
+    assert lines[0].split() == ["torch", "9.9"] and lines[1:] == ["", "time  what it is"]
 
 
 def test_files_are_written(tmp_path):

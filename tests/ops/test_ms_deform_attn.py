@@ -39,6 +39,11 @@ def check_against_float64(forward, backward, arguments):
         assert_close(result, wanted, dtype)
 
 
+def min_float32(dtype):
+    """What detectors keep the locations in."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
 def results(arguments, grad):
     """The output and all gradients."""
     return OP(*arguments), *BACKWARD(grad, *arguments, ALL)
@@ -50,6 +55,19 @@ def results(arguments, grad):
 @pytest.mark.parametrize(("forward", "backward"), IMPLEMENTATIONS, ids=["operator", "reference"])
 def test_output_and_gradients_are_within_the_limits(forward, backward, dtype, d):
     check_against_float64(forward, backward, msda_arguments(dtype, d=d, seed=d))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("p", [4, 8])
+@pytest.mark.parametrize("levels", [1, 3, 4, 5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sizes_that_detectors_use(dtype, levels, p):
+    levels = [(6, 5), (3, 8), (4, 4), (2, 3), (1, 1)][:levels]
+    for d in (16, 32, 64):
+        arguments = msda_arguments(
+            dtype, location_dtype=min_float32(dtype), levels=levels, d=d, p=p, q=5, m=8
+        )
+        check_against_float64(OP, BACKWARD, arguments)
 
 
 @pytest.mark.parametrize("d", [1025, 2048, 3096])

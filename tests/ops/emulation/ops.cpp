@@ -50,7 +50,7 @@ void attend(const std::map<std::string, uintptr_t>& at, const std::array<int64_t
   arguments.grad_attention = {floats("grad_attention"), false};
   const cuda::ValueGradient<float, float> gradient{floats("grad_value"), nullptr};
   const auto blocks = cuda::blocks_for(n * q * m);
-  const size_t shared = l * sizeof(cuda::Level);
+  const size_t shared = Layout::kFast ? l * p * sizeof(cuda::Map<Layout>) : l * sizeof(cuda::Level);
   const cuda::Launcher launch("attend", torch::stable::empty({1}));
   launch(cuda::ms_deform_attn_forward_kernel<Layout>, blocks, cuda::kThreads, shared, arguments);
   launch(cuda::ms_deform_attn_backward_kernel<Layout, float>, blocks, cuda::kThreads, shared,
