@@ -2,7 +2,7 @@
 
 Needs a torch with CUDA, nvcc and a C++ compiler; what else the tests need is installed into
 build/gpu-check if it is not there. compute-sanitizer watches a small case where it is installed.
-Results of the benchmark go to benchmarks/results.
+Results of the benchmark, of the rows that have a target, go to benchmarks/results.
 """
 
 import importlib.util
@@ -71,14 +71,14 @@ def steps() -> list[tuple[str, list[str], Path, dict[str, str]]]:
         found.append(("install what is missing", install, ROOT, {}))
     build = [python, "setup.py", "--quiet", "build", "--build-base", str(FOLDER)]
     found.append(("build", [*build, "--build-lib", str(LIBRARY)], ROOT, {}))
-    tests = [python, "-m", "pytest", "-q", "-k", "cuda", "tests/ops"]
+    tests = [python, "-m", "pytest", "-q", "-k", "cuda or gpu", "tests/ops", "tests/benchmarks"]
     found.append(("tests", tests, LIBRARY, {}))
     for tool in ("memcheck", "racecheck") if shutil.which("compute-sanitizer") else ():
         watched = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
         small_case = [*watched, python, "-m", "tests.ops.gpu_check", "small case"]
         # Memory that torch keeps for itself would hide accesses beyond the end.
         found.append((tool, small_case, LIBRARY, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
-    benchmark = [python, "-m", "benchmarks", "ops", "--device", "cuda"]
+    benchmark = [python, "-m", "benchmarks", "ops", "--device", "cuda", "--quick"]
     results = str(ROOT / "benchmarks" / "results")
     found.append(("benchmark", [*benchmark, "--out", results], LIBRARY, {}))
     return found
