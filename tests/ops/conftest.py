@@ -78,5 +78,5 @@ def any_kernels(request):
         with using(device):
             yield request.param
         return
-    with kernels.replaced(ON_CUDA[device], deterministic=bool(mode)):
+    with kernels.replaced(kernels.in_mode(ON_CUDA[device], deterministic=bool(mode))):
         yield request.param

@@ -3,6 +3,7 @@ test of the numbers runs on them unchanged."""
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -46,20 +47,28 @@ def emulation() -> ModuleType:
 
 
 @contextlib.contextmanager
-def replaced(run: Callable, *, deterministic: bool) -> Iterator[None]:
+def replaced(run: Callable) -> Iterator[None]:
     """Lets `run(op, *arguments, **options)` do the work of all operators for CPU tensors."""
-
-    def run_backward(op, *arguments, **_):
-        return run(op, *arguments, deterministic=deterministic)
-
     library = torch.library.Library("mask2former_ops", "IMPL")
-    for op in OPS:
-        runs = functools.partial(run_backward if op.endswith("backward") else run, op)
-        library.impl(op, runs, "CPU", allow_override=True)
+    with warnings.catch_warnings():  # torch 2.13 warns although it is allowed
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        for op in OPS:
+            library.impl(op, functools.partial(run, op), "CPU", allow_override=True)
     try:
         yield
     finally:
         library._destroy()
+
+
+def in_mode(run: Callable, *, deterministic: bool) -> Callable:
+    """The same, with every backward deterministic or none."""
+
+    def run_in_mode(op, *arguments, **options):
+        if op.endswith("backward"):
+            options["deterministic"] = deterministic
+        return run(op, *arguments, **options)
+
+    return run_in_mode
 
 
 def run_emulated(op: str, *arguments, **options):
