@@ -106,6 +106,9 @@ def make_extension(*, cuda: bool):
         # The static runtime, so that the library loads where there is no CUDA.
         arguments["libraries"] = ["cudart_static", "dl", "rt", "pthread"]
         arguments["library_dirs"] = cuda_libraries(nvcc)
+        # Asks for torch's CUDA part, if there is one. The linker would leave it out, because the
+        # one function that we call there may be missing (launch.h).
+        arguments["extra_link_args"] = ["-Wl,--no-as-needed", "-ltorch"]
     return CppExtension(
         LIBRARY,
         sorted(map(str, sources)),

@@ -75,7 +75,8 @@ def ms_deform_attn(
 
     Raises:
         RuntimeError: an argument has the wrong shape, dtype or device, the levels do not fit S or
-            overlap, or `torch.vmap` maps over them.
+            overlap, or `torch.vmap` maps over them. Levels on a GPU are not read back, because the
+            host would have to wait: there, one that does not lie within value samples zero.
     """
     return torch.ops.mask2former_ops.ms_deform_attn(
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points

@@ -11,6 +11,8 @@ import torch
 from setuptools import Distribution
 from torch.utils import cpp_extension
 
+from benchmarks import cuda_report
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -104,8 +106,13 @@ def test_cuda_kernels_are_built_where_nvcc_is(setup_script, toolkit, monkeypatch
     (extension,) = setup_script.choose()["ext_modules"]
     assert {"csrc/cuda/ms_deform_attn.cu", "csrc/cuda/point_sample.cu"} < set(extension.sources)
     assert "cudart_static" in extension.libraries
+    assert extension.extra_link_args == ["-Wl,--no-as-needed", "-ltorch"]
     assert extension.library_dirs[:2] == ["/there/lib/stubs", "/there/lib"]
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == "7.5;8.0;9.0+PTX"  # of those that nvcc knows
+
+
+def test_the_report_of_the_cuda_kernels_is_of_the_same_gpus(setup_script):
+    assert cuda_report.GPUS == setup_script.GPUS
 
 
 def test_the_gpus_can_be_chosen(setup_script, toolkit, monkeypatch):

@@ -21,6 +21,9 @@ class Launcher {
  public:
   // For the device that the tensor is on.
   Launcher(const char* op, const Tensor& tensor) : op_(op), guard_(tensor.get_device_index()) {
+    if (!aoti_torch_get_current_cuda_stream) {
+      fail(op, ": the library was linked without torch's CUDA part; build it anew");
+    }
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
@@ -34,22 +37,11 @@ class Launcher {
     config.blockDim = block;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream_;
-    check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
-  }
-
-  // A copy of what the host has, which need not outlive the call.
-  Tensor upload(const std::vector<int64_t>& numbers, const Tensor& like) const {
-    Tensor copy = torch::stable::new_empty(like, {std::ssize(numbers)}, ScalarType::Long);
-    check(cudaMemcpyAsync(copy.mutable_data_ptr(), numbers.data(), numbers.size() * sizeof(int64_t),
-                          cudaMemcpyHostToDevice, stream_));
-    return copy;
-  }
-
- private:
-  void check(cudaError_t error) const {
+    const auto error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
     if (error != cudaSuccess) fail(op_, ": CUDA says: ", cudaGetErrorString(error));
   }
 
+ private:
   const char* op_;
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;

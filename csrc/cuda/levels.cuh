@@ -7,58 +7,48 @@
 
 namespace mask2former::cuda {
 
-struct Level {
+struct DeviceLevel {
   int64_t start;
-  int64_t points;  // of this level and those before it
+  int64_t end;  // points of this level and those before it
   int32_t height, width;
 };
 
 constexpr int kLevelsInLaunch = 16;
 
-// What the host knows of the levels travels with the launch; the rest lies on the device, where the
-// host could read it only by waiting.
+// Where kernels find the levels. What the host knows of them travels with the launch; the rest lies
+// on the device, where the host could read it only by waiting.
 struct LevelSource {
   int32_t count;
   const int64_t *shapes, *starts;  // null: as follows
   int64_t known_shapes[2 * kLevelsInLaunch], known_starts[kLevelsInLaunch];
-  int64_t points_each;    // the points of every level, or -1 where they differ
-  const int64_t* points;  // null: as follows
-  int64_t known_points[kLevelsInLaunch];
-  const Level* table;  // the finished levels, where there are more than travel with a launch
+  int64_t ends[kLevelsInLaunch];
+  const DeviceLevel* table;  // all levels, where there are more than travel with a launch
 };
 
 // A level that does not lie within the S positions of value has no pixels: whatever its numbers
 // say, nothing outside is read or written.
-__device__ __forceinline__ Level make_level(const LevelSource& source, int64_t positions, int i) {
+__device__ __forceinline__ DeviceLevel make_level(const LevelSource& source, int64_t positions,
+                                                  int i) {
   constexpr int64_t limit = INT32_MAX;
   const int64_t* shape = (source.shapes ? source.shapes : source.known_shapes) + 2 * i;
   const int64_t height = shape[0], width = shape[1];
   const int64_t start = (source.starts ? source.starts : source.known_starts)[i];
   const bool fits = height >= 0 && height <= limit && width >= 0 && width <= limit && start >= 0 &&
                     start <= positions && (height == 0 || width <= (positions - start) / height);
-  int64_t end = source.points_each * (i + 1);
-  if (source.points_each < 0) {
-    const int64_t* points = source.points ? source.points : source.known_points;
-    end = 0;
-    for (int k = 0; k <= i; ++k) end += points[k];
-  }
-  if (!fits) return {0, end, 0, 0};
-  return {start, end, static_cast<int32_t>(height), static_cast<int32_t>(width)};
+  if (!fits) return {0, source.ends[i], 0, 0};
+  return {start, source.ends[i], static_cast<int32_t>(height), static_cast<int32_t>(width)};
 }
 
-// The level of a sample of a row.
+// The level of a sample of a row, of those that travel with a launch.
 __device__ __forceinline__ int find_level(const LevelSource& source, int64_t sample) {
-  if (source.points_each > 0) return static_cast<int>(sample / source.points_each);
   int level = 0;
-  for (int64_t end = source.known_points[0]; sample >= end; end += source.known_points[level]) {
-    ++level;
-  }
+  while (sample >= source.ends[level]) ++level;
   return level;
 }
 
 // The levels, in shared memory if there are few. All threads of a block come here.
-__device__ __forceinline__ const Level* load_levels(const LevelSource& source, int64_t positions,
-                                                    Level* shared) {
+__device__ __forceinline__ const DeviceLevel* load_levels(const LevelSource& source,
+                                                          int64_t positions, DeviceLevel* shared) {
   if (source.table) return source.table;
   for (int i = threadIdx.x; i < source.count; i += blockDim.x) {
     shared[i] = make_level(source, positions, i);
@@ -67,9 +57,10 @@ __device__ __forceinline__ const Level* load_levels(const LevelSource& source, i
   return shared;
 }
 
-__global__ void make_level_table_kernel(LevelSource source, int64_t positions, Level* table) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < source.count) table[i] = make_level(source, positions, i);
+// A part of the table of many levels.
+__global__ void make_level_table_kernel(LevelSource source, int64_t positions, DeviceLevel* part) {
+  const int i = threadIdx.x;
+  if (i < source.count) part[i] = make_level(source, positions, i);
 }
 
 }  // namespace mask2former::cuda

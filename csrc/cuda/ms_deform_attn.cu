@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <numeric>
 #include <tuple>
 
 #include "../ms_deform_attn_arguments.h"
@@ -26,55 +27,58 @@ struct Call {
   const Tensor& keep(Tensor tensor) { return memory.emplace_back(std::move(tensor)); }
 };
 
-// Numbers of a tensor that may be on the host: copied, if they travel with a launch.
-const int64_t* place_numbers(const Tensor& tensor, const Tensor& value, int64_t* known,
-                             Call& call) {
-  const bool travels = call.levels.count <= kLevelsInLaunch;
-  if (tensor.is_cpu() && !value.is_cpu() && !travels) {
-    return call.keep(torch::stable::contiguous(torch::stable::to(tensor, value.device())))
-        .const_data_ptr<int64_t>();
+// Levels `first` and after it, as many as travel with a launch.
+LevelSource source_of_levels(const AttentionSizes& sizes, const Tensor& shapes,
+                             const Tensor& starts, int64_t first) {
+  LevelSource source{};
+  const int64_t last = std::min<int64_t>(std::ssize(sizes.points), first + kLevelsInLaunch);
+  source.count = static_cast<int32_t>(last - first);
+  const auto* shape = shapes.const_data_ptr<int64_t>();
+  const auto* start = starts.const_data_ptr<int64_t>();
+  if (shapes.is_cpu()) {
+    std::copy(shape + 2 * first, shape + 2 * last, source.known_shapes);
+  } else {
+    source.shapes = shape + 2 * first;
   }
-  const Tensor& numbers = call.keep(torch::stable::contiguous(tensor));
-  const auto* from = numbers.const_data_ptr<int64_t>();
-  if (!tensor.is_cpu() || !travels) return from;
-  std::copy(from, from + numbers.numel(), known);
-  return nullptr;
+  if (starts.is_cpu()) {
+    std::copy(start + first, start + last, source.known_starts);
+  } else {
+    source.starts = start + first;
+  }
+  const auto points = sizes.points.begin();
+  int64_t end = std::accumulate(points, points + first, int64_t{0});
+  for (int i = 0; i < source.count; ++i) source.ends[i] = end += sizes.points[first + i];
+  return source;
 }
 
 // Levels that the host can read are checked here. The others are checked by every kernel.
 void place_levels(const Tensor& value, const Tensor& spatial_shapes,
-                  const Tensor& level_start_index, bool same_points, Call& call) {
-  LevelSource& levels = call.levels;
-  const auto& points = call.sizes.points;
+                  const Tensor& level_start_index, Call& call) {
   if (spatial_shapes.is_cpu() && level_start_index.is_cpu()) {
     read_levels(call.sizes, spatial_shapes, level_start_index);
   }
-  levels.count = static_cast<int32_t>(points.size());
-  levels.shapes = place_numbers(spatial_shapes, value, levels.known_shapes, call);
-  levels.starts = place_numbers(level_start_index, value, levels.known_starts, call);
-  levels.points_each = same_points && !points.empty() ? points[0] : -1;
-  if (levels.count <= kLevelsInLaunch) {
-    std::copy(points.begin(), points.end(), levels.known_points);
-    return;
+  const Tensor shapes = call.keep(torch::stable::contiguous(spatial_shapes));
+  const Tensor starts = call.keep(torch::stable::contiguous(level_start_index));
+  call.levels = source_of_levels(call.sizes, shapes, starts, 0);
+  const int64_t count = std::ssize(call.sizes.points);
+  if (count <= kLevelsInLaunch) return;
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(DeviceLevel));
+  const Tensor table = call.keep(torch::stable::new_empty(value, {bytes}, ScalarType::Byte));
+  auto* made = static_cast<DeviceLevel*>(table.mutable_data_ptr());
+  for (int64_t first = 0; first < count; first += kLevelsInLaunch) {
+    call.launch(make_level_table_kernel, 1, kLevelsInLaunch, 0,
+                source_of_levels(call.sizes, shapes, starts, first), call.sizes.positions,
+                made + first);
   }
-  if (!same_points) {
-    levels.points = call.keep(call.launch.upload(points, value)).const_data_ptr<int64_t>();
-  }
-  const int64_t bytes = levels.count * sizeof(Level);
-  const Tensor& table = call.keep(torch::stable::new_empty(value, {bytes}, ScalarType::Byte));
-  auto* made = static_cast<Level*>(table.mutable_data_ptr());
-  call.launch(make_level_table_kernel, blocks_for(parts_of(levels.count, kThreads)), kThreads, 0,
-              levels, call.sizes.positions, made);
-  levels.table = made;
+  call.levels = {};
+  call.levels.count = static_cast<int32_t>(count);
+  call.levels.table = made;
 }
 
-Call make_call(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
-               const Tensor& sampling_locations, const Tensor& attention_weights,
-               const Counts& num_points) {
-  AttentionSizes sizes = check_attention(value, spatial_shapes, level_start_index,
-                                         sampling_locations, attention_weights, num_points);
+Call make_call(AttentionSizes sizes, const Tensor& value, const Tensor& spatial_shapes,
+               const Tensor& level_start_index) {
   Call call{std::move(sizes), Launcher(kOp, value)};
-  place_levels(value, spatial_shapes, level_start_index, !num_points, call);
+  place_levels(value, spatial_shapes, level_start_index, call);
   return call;
 }
 
@@ -116,7 +120,8 @@ bool fits(const AttentionSizes& sizes) {
 template <typename L>
 size_t shared_bytes(const AttentionSizes& sizes) {
   if (L::kFast) return sizes.samples * sizeof(Map<L>);
-  return std::ssize(sizes.points) <= kLevelsInLaunch ? sizes.points.size() * sizeof(Level) : 0;
+  return std::ssize(sizes.points) <= kLevelsInLaunch ? sizes.points.size() * sizeof(DeviceLevel)
+                                                     : 0;
 }
 
 template <typename Storage, typename Run>
@@ -140,8 +145,9 @@ dim3 blocks_for_rows(const AttentionSizes& sizes) {
 Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
                       const Tensor& level_start_index, const Tensor& sampling_locations,
                       const Tensor& attention_weights, const Counts& num_points) {
-  Call call = make_call(value, spatial_shapes, level_start_index, sampling_locations,
-                        attention_weights, num_points);
+  Call call = make_call(check_attention(value, spatial_shapes, level_start_index,
+                                        sampling_locations, attention_weights, num_points),
+                        value, spatial_shapes, level_start_index);
   const AttentionSizes& sizes = call.sizes;
   Tensor output =
       torch::stable::new_empty(value, {sizes.images, sizes.queries, sizes.heads * sizes.channels});
@@ -209,9 +215,10 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& level_start_index, const Tensor& sampling_locations,
     const Tensor& attention_weights, const Counts& num_points, const std::vector<bool>& output_mask,
     bool deterministic) {
-  Call call = make_call(value, spatial_shapes, level_start_index, sampling_locations,
-                        attention_weights, num_points);
-  check_attention_backward(call.sizes, grad_output, value, output_mask);
+  AttentionSizes sizes = check_attention(value, spatial_shapes, level_start_index,
+                                         sampling_locations, attention_weights, num_points);
+  check_attention_backward(sizes, grad_output, value, output_mask);
+  Call call = make_call(std::move(sizes), value, spatial_shapes, level_start_index);
   Tensor grad_value = new_gradient(output_mask[0], value);
   Tensor grad_locations = new_gradient(output_mask[1], sampling_locations);
   Tensor grad_attention = new_gradient(output_mask[2], attention_weights);

@@ -95,7 +95,7 @@ struct Map {
   typename L::Index columns, start;
 
   __device__ __forceinline__ Map() : width(0), height(0), columns(0), start(0) {}
-  __device__ __forceinline__ explicit Map(const Level& level)
+  __device__ __forceinline__ explicit Map(const DeviceLevel& level)
       : width(static_cast<typename L::Real>(level.width)),
         height(static_cast<typename L::Real>(level.height)),
         columns(level.width),
@@ -117,7 +117,7 @@ class Maps {
       __syncthreads();
     } else {
       levels_ = load_levels(arguments.levels, arguments.positions,
-                            reinterpret_cast<Level*>(shared_memory));
+                            reinterpret_cast<DeviceLevel*>(shared_memory));
     }
   }
 
@@ -126,7 +126,7 @@ class Maps {
       return maps_[sample];
     } else {
       int level = 0;
-      while (level + 1 < count_ && sample >= levels_[level].points) ++level;
+      while (level + 1 < count_ && sample >= levels_[level].end) ++level;
       return Map<L>(levels_[level]);
     }
   }
@@ -134,7 +134,7 @@ class Maps {
  private:
   int32_t count_;
   Map<L>* maps_;
-  const Level* levels_;
+  const DeviceLevel* levels_;
 };
 
 // A sample that this lane located; beyond the last one of a row there are some without pixels.
@@ -403,12 +403,11 @@ struct ValueGradient {
   Sum* sums;  // null where nobody wants them
   const Real* largest;
 
-  __device__ __forceinline__ double scale(int64_t head, int64_t count) const {
+  __device__ __forceinline__ int exponent(int64_t head, int64_t count) const {
     if constexpr (std::is_same_v<Sum, Fixed>) {
-      return fixed_scale(double{largest[2 * head]} * double{largest[2 * head + 1]},
-                         static_cast<double>(count));
+      return fixed_exponent(largest[2 * head], largest[2 * head + 1], static_cast<double>(count));
     }
-    return 1;
+    return 0;
   }
 };
 
@@ -416,7 +415,7 @@ struct ValueGradient {
 // returns the lane's share of the sample's slopes.
 template <typename L, typename Sum>
 __device__ __forceinline__ Slopes<typename L::Real> visit_channels(
-    const typename L::Storage* value, Sum* sums, double scale, const Tap<L>& tap,
+    const typename L::Storage* value, Sum* sums, int exponent, const Tap<L>& tap,
     typename L::Offset pixel, int64_t channel, const typename L::Real (&grad)[L::kWidth],
     bool exists, bool slopes_wanted) {
   using Real = typename L::Real;
@@ -436,7 +435,7 @@ __device__ __forceinline__ Slopes<typename L::Real> visit_channels(
       Real shares[L::kWidth];
 #pragma unroll
       for (int i = 0; i < L::kWidth; ++i) shares[i] = weight * grad[i];
-      add(sums + static_cast<int64_t>(at / 16) * L::kWidth + channel, shares, scale);
+      add(sums + static_cast<int64_t>(at / 16) * L::kWidth + channel, shares, exponent);
     }
   }
   const Real to_left = 1 - tap.to_right, to_top = 1 - tap.to_bottom;
@@ -478,8 +477,8 @@ __device__ __forceinline__ void differentiate_row(
   using Index = typename L::Index;
   const Strides<L> strides(arguments);
   const Index samples = static_cast<Index>(arguments.samples);
-  const double scale =
-      gradient.scale(row.image * arguments.heads + row.head, arguments.queries * arguments.samples);
+  const int exponent = gradient.exponent(row.image * arguments.heads + row.head,
+                                         arguments.queries * arguments.samples);
   const bool slopes_wanted = arguments.grad_locations.data || arguments.grad_attention.data;
   Real grad[L::kWidth];
   if (L::kFast) load_grad<L>(arguments, row, row.lane * L::kWidth, grad);
@@ -496,8 +495,8 @@ __device__ __forceinline__ void differentiate_row(
         for (int64_t channel = row.lane * L::kWidth; channel < arguments.channels;
              channel += L::kLanes * L::kWidth) {
           if (!L::kFast) load_grad<L>(arguments, row, channel, grad);
-          slopes[k] += visit_channels<L>(arguments.value, gradient.sums, scale, tap, strides.pixel,
-                                         channel, grad, row.exists, slopes_wanted);
+          slopes[k] += visit_channels<L>(arguments.value, gradient.sums, exponent, tap,
+                                         strides.pixel, channel, grad, row.exists, slopes_wanted);
           if (L::kFast) break;  // they are all
         }
       }
@@ -559,8 +558,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < arguments.images * in_image;
        i += int64_t{gridDim.x} * kThreads) {
     const int64_t head = i / in_image * arguments.heads + i % row / arguments.channels;
-    const double scale = gradient.scale(head, arguments.queries * arguments.samples);
-    grad_value[i] = from_real<Storage>(from_fixed<RealOf<Storage>>(gradient.sums[i], scale));
+    const int exponent = gradient.exponent(head, arguments.queries * arguments.samples);
+    grad_value[i] = from_real<Storage>(from_fixed<RealOf<Storage>>(gradient.sums[i], exponent));
   }
 }
 

@@ -145,7 +145,7 @@ __device__ __forceinline__ void write_pair(const Numbers& numbers, int64_t index
 
 // In the order in which the threads come.
 template <int kWidth, typename Real>
-__device__ __forceinline__ void add(Real* to, const Real (&numbers)[kWidth], double) {
+__device__ __forceinline__ void add(Real* to, const Real (&numbers)[kWidth], int) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   constexpr bool has_vectors = false;
 #else
@@ -163,35 +163,35 @@ __device__ __forceinline__ void add(Real* to, const Real (&numbers)[kWidth], dou
   }
 }
 
-// In fixed point, where no order makes a difference. The scale keeps the sum of all finite numbers
-// below 2^60, so that one of 2^61 and above tells of a number that was not finite.
+// In fixed point, where no order makes a difference: times a power of two that keeps the sum of all
+// finite numbers below 2^60, so that one of 2^61 and above tells of a number that was not finite.
 using Fixed = long long;
 constexpr Fixed kNotFinite = 1ll << 62;
 
 template <int kWidth, typename Real>
-__device__ __forceinline__ void add(Fixed* to, const Real (&numbers)[kWidth], double scale) {
+__device__ __forceinline__ void add(Fixed* to, const Real (&numbers)[kWidth], int exponent) {
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
     if (isfinite(numbers[i])) {
+      const long long fixed = llrint(scalbn(static_cast<double>(numbers[i]), exponent));
       atomicAdd(reinterpret_cast<unsigned long long*>(to + i),
-                static_cast<unsigned long long>(llrint(numbers[i] * scale)));
+                static_cast<unsigned long long>(fixed));
     } else {
       atomicMax(to + i, kNotFinite);
     }
   }
 }
 
-// The power of two that `count` numbers of at most `bound` are multiplied by.
-__device__ __forceinline__ double fixed_scale(double bound, double count) {
-  if (bound == 0 || count == 0) return 1;
-  const int exponent = 58 - ilogb(bound) - ilogb(count);
-  return scalbn(1.0, exponent < 1000 ? exponent : 1000);
+// For `count` numbers, each the product of one of at most `bound` and one of at most `other`.
+__device__ __forceinline__ int fixed_exponent(double bound, double other, double count) {
+  if (bound == 0 || other == 0) return 0;
+  return 57 - ilogb(bound) - ilogb(other) - ilogb(count);
 }
 
 template <typename Real>
-__device__ __forceinline__ Real from_fixed(Fixed sum, double scale) {
+__device__ __forceinline__ Real from_fixed(Fixed sum, int exponent) {
   const bool finite = sum < kNotFinite / 2 && sum > -kNotFinite / 2;
-  return finite ? static_cast<Real>(sum / scale) : static_cast<Real>(nan(""));
+  return static_cast<Real>(finite ? scalbn(static_cast<double>(sum), -exponent) : nan(""));
 }
 
 // The bits of a number that is not negative are ordered as the number is.

@@ -192,13 +192,14 @@ __global__ void __launch_bounds__(kPointThreads)
     const auto cell = locate_point(arguments, task.set, task.point);
     for (int64_t plane = task.begin; plane < task.end; ++plane) {
       const Real grad = to_real(arguments.grad_output[plane * arguments.count + task.point]);
-      double scale = 1;
+      int exponent = 0;
       if constexpr (std::is_same_v<Sum, Fixed>) {
-        scale = fixed_scale(largest[plane], static_cast<double>(arguments.count));
+        exponent = fixed_exponent(largest[plane], 1, static_cast<double>(arguments.count));
       }
       visit_pixels(arguments, cell, [&](int64_t row, int64_t column, Real weight, Real, Real) {
         const Real share[] = {weight * grad};
-        add(sums + plane * arguments.area() + row * arguments.columns.size + column, share, scale);
+        add(sums + plane * arguments.area() + row * arguments.columns.size + column, share,
+            exponent);
       });
     }
   }
@@ -228,9 +229,9 @@ __global__ void __launch_bounds__(kPointThreads)
   const int64_t size = arguments.images * arguments.channels * arguments.area();
   for (int64_t i = int64_t{blockIdx.x} * kPointThreads + threadIdx.x; i < size;
        i += int64_t{gridDim.x} * kPointThreads) {
-    const double scale =
-        fixed_scale(largest[i / arguments.area()], static_cast<double>(arguments.count));
-    grad_input[i] = from_real<Storage>(from_fixed<RealOf<Storage>>(sums[i], scale));
+    const int exponent =
+        fixed_exponent(largest[i / arguments.area()], 1, static_cast<double>(arguments.count));
+    grad_input[i] = from_real<Storage>(from_fixed<RealOf<Storage>>(sums[i], exponent));
   }
 }
 

@@ -32,7 +32,10 @@ def test_it_reads_what_each_kernel_takes():
     ("said", "status"),
     [(SAID, 1), (SAID.replace("32 bytes spill stores, 36", "0 bytes spill stores, 0"), 0)],
 )
-def test_a_spill_makes_it_fail(monkeypatch, capsys, said, status):
+def test_a_spill_makes_it_fail(monkeypatch, tmp_path, capsys, said, status):
+    for name in ("one.cu", "two.cu"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(cuda_report, "SOURCES", tmp_path)
     monkeypatch.setattr(cuda_report, "find_nvcc", lambda: "nvcc")
     monkeypatch.setattr(cuda_report, "compile_for", lambda gpu, source, nvcc: said)
     assert cuda_report.main(["8.0"]) == status

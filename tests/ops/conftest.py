@@ -47,7 +47,12 @@ def using(instruction_set: str):
     library.use_instruction_set(before)
 
 
-ON_CUDA = {"emulated CUDA": kernels.run_emulated, "CUDA": kernels.run_on_cuda}
+ON_CUDA = {  # by device and mode
+    "emulated CUDA": kernels.run_emulated,
+    "emulated CUDA, deterministic": kernels.run_emulated,
+    "CUDA": kernels.run_on_cuda,
+    "CUDA, deterministic": kernels.run_on_cuda_with_levels_on_the_host,
+}
 
 
 def all_kernels() -> list[str]:
@@ -66,17 +71,18 @@ def pytest_generate_tests(metafunc):
         names = all_kernels()
         if metafunc.definition.get_closest_marker("compares_bits"):
             # Sums of these depend on the order of the threads.
-            names = [name for name in names if name not in ON_CUDA]
+            names = [name for name in names if name not in ("emulated CUDA", "CUDA")]
         metafunc.parametrize("any_kernels", names, indirect=True)
 
 
 @pytest.fixture
 def any_kernels(request):
     """Runs a test with the CPU kernels of each instruction set and with the CUDA kernels."""
-    device, _, mode = request.param.partition(", ")
-    if device not in ON_CUDA:
-        with using(device):
+    run = ON_CUDA.get(request.param)
+    if run is None:
+        with using(request.param):
             yield request.param
         return
-    with kernels.replaced(kernels.in_mode(ON_CUDA[device], deterministic=bool(mode))):
+    deterministic = request.param.endswith("deterministic")
+    with kernels.replaced(kernels.in_mode(run, deterministic=deterministic)):
         yield request.param

@@ -5,46 +5,61 @@ build/gpu-check if it is not there. compute-sanitizer watches a small case where
 Results of the benchmark, of the rows that have a target, go to benchmarks/results.
 """
 
-import importlib.util
+import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "gpu-check"
 LIBRARY, PACKAGES = FOLDER / "lib", FOLDER / "packages"
-NEEDED = {
-    "pytest": "pytest",
-    "hypothesis": "hypothesis",
-    "setuptools": "setuptools",
-    "ninja": "ninja",
-    "numpy": "numpy",
-    "matplotlib": "matplotlib",
-}
+NEEDED = ["pytest", "hypothesis", "ninja", "numpy", "matplotlib"]
+SETUPTOOLS = "setuptools>=77,<82"  # of pyproject.toml, and of torch
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, where it runs, what it adds to the environment, what its failure means."""
+
+    title: str
+    command: list[str]
+    folder: Path = LIBRARY
+    environment: dict[str, str] = field(default_factory=dict)
+    vital: bool = False  # without it the others mean nothing
+    failure: str = "failed"
 
 
 def main() -> None:
-    """Runs every step, and stops at the first that fails with its exit status."""
-    gpu = find_gpu()
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    LIBRARY.mkdir(parents=True)
+    """Runs every step; exits with 1 if one failed, and says which."""
     environment = os.environ | {
         "PYTHONPATH": f"{LIBRARY}{os.pathsep}{PACKAGES}",
+        "PATH": os.pathsep.join(  # of ninja
+            [str(PACKAGES / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+        ),
         "MASK2FORMER_BUILD": "cuda",
-        "TORCH_CUDA_ARCH_LIST": gpu,
+        "TORCH_CUDA_ARCH_LIST": find_gpu(),
     }
-    for title, command, folder, extra in steps():
-        print(f"\n== {title}", flush=True)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    LIBRARY.mkdir(parents=True)
+    for name in ("tests", "benchmarks"):  # beside the library, away from the source tree
+        shutil.copytree(ROOT / name, LIBRARY / name)
+    shutil.copy(ROOT / "pyproject.toml", LIBRARY)
+    failed = []
+    for step in steps():
+        print(f"\n== {step.title}", flush=True)
         start = time.monotonic()
-        done = subprocess.run(command, cwd=folder, env=environment | extra)
+        done = subprocess.run(step.command, cwd=step.folder, env=environment | step.environment)
+        print(f"== {step.title}: {time.monotonic() - start:.0f} s", flush=True)
         if done.returncode:
-            sys.exit(f"gpu-check failed: {title} (exit status {done.returncode})")
-        print(f"== {title}: {time.monotonic() - start:.0f} s", flush=True)
-        if title == "build":
-            copy_tests()
+            failed.append(f"{step.title}: {step.failure} (exit status {done.returncode})")
+            if step.vital:
+                break
+    if failed:
+        sys.exit("gpu-check: " + "; ".join(failed))
     print("\ngpu-check passed")
 
 
@@ -61,56 +76,83 @@ def find_gpu() -> str:
     return ".".join(map(str, torch.cuda.get_device_capability()))
 
 
-def steps() -> list[tuple[str, list[str], Path, dict[str, str]]]:
-    """What is run: a title, the command, where, and what is added to the environment."""
-    python = sys.executable
-    found = []
-    missing = [package for name, package in NEEDED.items() if not importlib.util.find_spec(name)]
-    if missing:
-        install = [python, "-m", "pip", "install", "--target", str(PACKAGES), *missing]
-        found.append(("install what is missing", install, ROOT, {}))
+def missing() -> list[str]:
+    """What must be installed first."""
+    installed = {
+        (package.metadata["Name"] or "").lower(): package.version
+        for package in importlib.metadata.distributions()
+    }
+    wanted = [name for name in NEEDED if name not in installed]
+    if not 77 <= int(installed.get("setuptools", "0").split(".")[0]) < 82:
+        wanted.append(SETUPTOOLS)
+    return wanted
+
+
+def steps() -> list[Step]:
+    """What is run, in this order."""
+    python, found = sys.executable, []
+    if missing():
+        install = [python, "-m", "pip", "install", "--target", str(PACKAGES), *missing()]
+        found.append(Step("install what is missing", install, ROOT, vital=True))
     build = [python, "setup.py", "--quiet", "build", "--build-base", str(FOLDER)]
-    found.append(("build", [*build, "--build-lib", str(LIBRARY)], ROOT, {}))
+    found.append(Step("build", [*build, "--build-lib", str(LIBRARY)], ROOT, vital=True))
+    loads = [python, "-m", "tests.ops.gpu_check", "loads"]
+    found.append(Step("load", loads, vital=True))
     tests = [python, "-m", "pytest", "-q", "-k", "cuda or gpu", "tests/ops", "tests/benchmarks"]
-    found.append(("tests", tests, LIBRARY, {}))
-    for tool in ("memcheck", "racecheck") if shutil.which("compute-sanitizer") else ():
-        watched = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    # The emulation is for machines without a GPU.
+    found.append(Step("tests", [*tests, "--ignore", "tests/ops/test_emulation.py"]))
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin")
+    )
+    if sanitizer is None:
+        print("compute-sanitizer was not found: memcheck and racecheck are left out")
+    # Calls that torch makes and that fail by design are no errors of ours.
+    for tool in [["memcheck", "--report-api-errors", "no"], ["racecheck"]] if sanitizer else []:
+        watched = [sanitizer, "--tool", *tool, "--error-exitcode", "9"]
         small_case = [*watched, python, "-m", "tests.ops.gpu_check", "small case"]
         # Memory that torch keeps for itself would hide accesses beyond the end.
-        found.append((tool, small_case, LIBRARY, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
+        found.append(Step(tool[0], small_case, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
     benchmark = [python, "-m", "benchmarks", "ops", "--device", "cuda", "--quick"]
-    results = str(ROOT / "benchmarks" / "results")
-    found.append(("benchmark", [*benchmark, "--out", results], LIBRARY, {}))
+    benchmark += ["--out", str(ROOT / "benchmarks" / "results")]
+    found.append(Step("benchmark", benchmark, failure="missed a target, or failed"))
     return found
 
 
-def copy_tests() -> None:
-    """Puts tests and benchmarks beside the library, away from the package in the source tree."""
-    for name in ("tests", "benchmarks"):
-        shutil.copytree(ROOT / name, LIBRARY / name)
-    shutil.copy(ROOT / "pyproject.toml", LIBRARY)
+def loads() -> None:
+    """Exits with a sentence unless every operator has a CUDA kernel."""
+    from mask2former_ops import _extension
+
+    for op in ("ms_deform_attn", "point_sample"):
+        for name in (op, f"{op}_backward"):
+            reason = _extension.why_no_kernel(name, "cuda")
+            if reason is not None:
+                sys.exit(f"{name} has no CUDA kernel: {reason}")
 
 
 def small_case() -> None:
-    """Runs every kernel once: all layouts and dtypes, both kinds of gradients."""
+    """Runs every kernel once: the layouts, the dtypes, both kinds of gradients."""
     import torch
 
     import mask2former_ops  # noqa: F401  (registers the operators)
     from tests.ops.samples import msda_arguments, msda_grad, point_arguments, point_grad
 
     ops = torch.ops.mask2former_ops
+    floating = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
     def on_gpu(arguments):
         return [x.cuda() if torch.is_tensor(x) else x for x in arguments]
 
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        for sizes in ({"d": 16}, {"d": 32}, {"d": 64}, {"d": 5, "levels": [(2, 3)] * 20}):
-            arguments = msda_arguments(dtype, **sizes)
-            grad, arguments = msda_grad(arguments).cuda(), on_gpu(arguments)
-            ops.ms_deform_attn(*arguments)
-            for mode in (True, False):
-                ops.ms_deform_attn_backward(grad, *arguments, [True] * 3, deterministic=mode)
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8):
+    many = {"d": 5, "levels": [(2, 3)] * 20, "num_points": [1, 0] * 10}
+    for dtype in floating:
+        for sizes in ({"d": 16}, {"d": 32}, {"d": 64}, {"d": 5}, many):
+            for wide in {dtype, torch.float64 if dtype == torch.float64 else torch.float32}:
+                host = msda_arguments(dtype, location_dtype=wide, weight_dtype=wide, **sizes)
+                grad, arguments = msda_grad(host).cuda(), on_gpu(host)
+                ops.ms_deform_attn(*arguments)
+                ops.ms_deform_attn(arguments[0], *host[1:3], *arguments[3:])
+                for mode in (True, False):
+                    ops.ms_deform_attn_backward(grad, *arguments, [True] * 3, deterministic=mode)
+    for dtype in (*floating, torch.uint8, torch.bool):
         arguments = point_arguments(dtype, c=40, points=(1, 70))
         grad, (input, points) = point_grad(*arguments).cuda(), on_gpu(arguments)
         ops.point_sample(input, points)
@@ -122,4 +164,4 @@ def small_case() -> None:
 
 
 if __name__ == "__main__":
-    small_case() if sys.argv[1:] == ["small case"] else main()
+    {"loads": loads, "small case": small_case}.get(" ".join(sys.argv[1:]), main)()

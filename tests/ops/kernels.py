@@ -78,7 +78,24 @@ def run_emulated(op: str, *arguments, **options):
 
 
 def run_on_cuda(op: str, *arguments, **options):
-    """Runs an operator on the GPU."""
-    arguments = [x.cuda() if isinstance(x, Tensor) else x for x in arguments]
-    results = getattr(torch.ops.mask2former_ops, op)(*arguments, **options)
+    """Runs an operator on the GPU, on tensors that lie there as they lie in memory here."""
+    arguments = [on_gpu(x) if isinstance(x, Tensor) else x for x in arguments]
+    return _on_host(getattr(torch.ops.mask2former_ops, op)(*arguments, **options))
+
+
+def run_on_cuda_with_levels_on_the_host(op: str, *arguments, **options):
+    """The same, but integers, which are sizes and starts of levels, stay here."""
+    arguments = [
+        on_gpu(x) if isinstance(x, Tensor) and x.dtype != torch.int64 else x for x in arguments
+    ]
+    return _on_host(getattr(torch.ops.mask2former_ops, op)(*arguments, **options))
+
+
+def on_gpu(tensor: Tensor) -> Tensor:
+    """A copy with the same strides and the same offset."""
+    whole = tensor.new_empty(0).set_(tensor.untyped_storage())
+    return whole.cuda().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _on_host(results):
     return tuple(x.cpu() for x in results) if isinstance(results, tuple) else results.cpu()

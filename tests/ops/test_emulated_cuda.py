@@ -76,6 +76,22 @@ def test_deterministic_gradients_are_exact_whatever_their_size(emulation, op, si
         assert_close(ours, wanted, torch.float32)
 
 
+@pytest.mark.parametrize("size", [1e-290, 1e290])
+def test_deterministic_gradients_use_the_whole_range_of_float64(emulation, size):
+    """The largest gradient times the largest weight, which belong to no one sample, may be inf."""
+    arguments = list(msda_arguments(torch.float64, n=1, q=2, m=1, d=3))
+    grad = msda_grad(arguments)
+    grad[:, 0] *= size
+    arguments[4][:, 1] /= size
+    expected = reference.ms_deform_attn_backward(grad, *arguments, ALL)
+    result = kernels.run_emulated(
+        "ms_deform_attn_backward", grad, *arguments, ALL, deterministic=True
+    )
+    largest = expected[0].abs().max()
+    assert expected[0].isfinite().all()
+    assert relative_error(result[0] / largest, expected[0] / largest) <= 1e-9
+
+
 def test_a_small_image_beside_a_large_one_keeps_its_digits(emulation):
     """Heads of images have units of their own."""
     arguments = msda_arguments(torch.float32, d=16)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -96,6 +97,17 @@ def test_with_the_library_every_op_has_a_cpu_kernel():
     for op in ("ms_deform_attn", "point_sample"):
         assert _extension.why_no_kernel(op, "cpu") is None
         assert _extension.why_no_kernel(f"{op}_backward", "cpu") is None
+
+
+@pytest.mark.skipif(
+    "cuda" not in _extension.build_info().get("backends", []) or not shutil.which("readelf"),
+    reason="needs a library with CUDA kernels, and readelf",
+)
+def test_a_library_with_cuda_kernels_asks_for_torchs_cuda_part():
+    """Through libtorch.so: it calls one function there that a torch without CUDA lacks."""
+    path = importlib.import_module("mask2former_ops._C").__file__
+    said = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True)
+    assert "Shared library: [libtorch.so]" in said.stdout
 
 
 @pytest.mark.skipif(_extension.MISSING is not None, reason=str(_extension.MISSING))

@@ -43,9 +43,11 @@ def assert_all_close(results, expected):
         assert_close(result.cpu(), wanted.double(), torch.float32)
 
 
-@pytest.fixture
-def attention():
-    return msda_arguments(torch.float32, d=32)
+@pytest.fixture(params=[3, 20])
+def attention(request):
+    """With few levels and with more than travel with a launch."""
+    levels = [(6, 5), (1, 1), (3, 8)] * (request.param // 3) + [(2, 2)] * (request.param % 3)
+    return msda_arguments(torch.float32, levels=levels, d=32)
 
 
 @pytest.fixture
@@ -75,14 +77,18 @@ def test_no_call_waits_for_the_device(attention, points):
 
 
 def test_work_goes_to_the_current_stream(attention, points):
-    """There it comes after a long wait that another stream does not know of."""
+    """There the arguments come after a long wait that another stream does not know of."""
     stream = torch.cuda.Stream()
-    device, on_device = on_gpu(attention), on_gpu(points)
-    run_all(device, on_device)
+    ready = on_gpu(attention), on_gpu(points)
+    device, on_device = ([torch.zeros_like(x) for x in xs if x is not None] for xs in ready)
+    device[1:3] = ready[0][1:3]
+    run_all([*device, None], on_device)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
-        found = run_all(device, on_device)
+        for into, numbers in zip([*device, *on_device], [*ready[0][:5], *ready[1]], strict=True):
+            into.copy_(numbers)
+        found = run_all([*device, None], on_device)
         event = stream.record_event()
     assert not event.query()
     stream.synchronize()
@@ -95,7 +101,11 @@ def test_a_cuda_graph_captures_all_kernels(attention, points):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = run_all(device, on_device)
-    others = msda_arguments(torch.float32, d=32, seed=5), point_arguments(torch.float32, seed=5)
+    levels = [tuple(size) for size in attention[1].tolist()]
+    others = (
+        msda_arguments(torch.float32, levels=levels, d=32, seed=5),
+        point_arguments(torch.float32, seed=5),
+    )
     for into, new in ((device, others[0]), (on_device, others[1])):
         for tensor, numbers in zip(into, new, strict=True):
             if torch.is_tensor(tensor):
@@ -152,9 +162,11 @@ def test_an_integer_value_is_refused(attention):
 def test_levels_that_lie_outside_are_not_sampled(attention):
     """Found out on the device, where the host cannot look without waiting."""
     device = on_gpu(attention)
-    device[1] = torch.tensor([[6, 5], [1, 1], [3, 9]], device="cuda")
+    device[1] = attention[1].clone()
+    device[1][-1] *= 100
+    device[1] = device[1].cuda()
     output = ATTENTION(*device)
-    device[4][:, :, :, 2] = 0
+    device[4][:, :, :, -1] = 0
     device[1] = attention[1].cuda()
     assert torch.equal(output, ATTENTION(*device))
 

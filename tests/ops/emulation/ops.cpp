@@ -40,7 +40,7 @@ void attend(const std::map<std::string, uintptr_t>& at, const std::array<int64_t
   arguments.levels.count = static_cast<int32_t>(l);
   arguments.levels.shapes = reinterpret_cast<const int64_t*>(at.at("shapes"));
   arguments.levels.starts = reinterpret_cast<const int64_t*>(at.at("starts"));
-  arguments.levels.points_each = p;
+  for (int64_t i = 0; i < l; ++i) arguments.levels.ends[i] = (i + 1) * p;
   arguments.value = floats("value");
   arguments.locations = {floats("locations"), false};
   arguments.attention = {floats("attention"), false};
@@ -50,7 +50,8 @@ void attend(const std::map<std::string, uintptr_t>& at, const std::array<int64_t
   arguments.grad_attention = {floats("grad_attention"), false};
   const cuda::ValueGradient<float, float> gradient{floats("grad_value"), nullptr};
   const auto blocks = cuda::blocks_for(n * q * m);
-  const size_t shared = Layout::kFast ? l * p * sizeof(cuda::Map<Layout>) : l * sizeof(cuda::Level);
+  const size_t shared =
+      Layout::kFast ? l * p * sizeof(cuda::Map<Layout>) : l * sizeof(cuda::DeviceLevel);
   const cuda::Launcher launch("attend", torch::stable::empty({1}));
   launch(cuda::ms_deform_attn_forward_kernel<Layout>, blocks, cuda::kThreads, shared, arguments);
   launch(cuda::ms_deform_attn_backward_kernel<Layout, float>, blocks, cuda::kThreads, shared,
