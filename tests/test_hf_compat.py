@@ -57,12 +57,22 @@ def test_semantic(seed, target_sizes, ours, theirs):
     assert all(torch.equal(a, b) for a, b in zip(result, reference, strict=True))
 
 
-@pytest.mark.parametrize("form", [None, "return_coco_annotation", "return_binary_maps"])
 @pytest.mark.parametrize("target_sizes", [None, TARGETS])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_instance(seed, target_sizes, form, ours, theirs):
+def test_instance(seed, target_sizes, ours, theirs):
     outputs = random_outputs(seed)
-    arguments = {"threshold": 0.3, "target_sizes": target_sizes, **({form: True} if form else {})}
+    assert_same(
+        ours.post_process_instance_segmentation(outputs, 0.3, target_sizes=target_sizes),
+        theirs.post_process_instance_segmentation(outputs, 0.3, target_sizes=target_sizes),
+    )
+
+
+@pytest.mark.parametrize("form", ["return_coco_annotation", "return_binary_maps"])
+@pytest.mark.parametrize("target_sizes", [None, TARGETS])
+@pytest.mark.parametrize("seed", SEEDS[-3:])
+def test_other_forms_of_instances(seed, target_sizes, form, ours, theirs):
+    outputs = random_outputs(seed)
+    arguments = {"threshold": 0.3, "target_sizes": target_sizes, form: True}
     assert_same(
         ours.post_process_instance_segmentation(outputs, **arguments),
         theirs.post_process_instance_segmentation(outputs, **arguments),
@@ -195,13 +205,16 @@ def test_row_7_instances_have_no_mask_and_overlap_thresholds():
 
 
 def test_row_8_a_low_score_can_cover_a_high_one():
-    queries = [(1, 0.95, [0.9, 0.9, 0.9, 0.01]), (0, 0.6, [0.01, 0.9, 0.9, 0.9])]
+    """Masks are painted in the order of class probabilities, rising or falling as topk has it."""
+    sure_mask, sure_class = (0, 0.7, [0.01, 0.99, 0.99, 0.99]), (1, 0.95, [0.9, 0.55, 0.55, 0.01])
+    sure_both, unsure = (0, 0.95, [0.01, 0.99, 0.99, 0.99]), (1, 0.7, [0.9, 0.9, 0.9, 0.01])
     covered = []
-    for order in (queries, queries[::-1]):
-        result = both("instance", made_outputs(*order), threshold=0.3, target_sizes=[(1, 4)])
-        label_of = {s["id"]: s["label_id"] for s in result["segments_info"]}
-        covered.append(label_of[int(result["segmentation"][0, 1])])
-    assert 0 in covered
+    for queries in ((sure_mask, sure_class), (sure_both, unsure)):
+        result = both("instance", made_outputs(*queries), threshold=0.3, target_sizes=[(1, 4)])
+        best, worst = sorted(result["segments_info"], key=lambda segment: -segment["score"])
+        assert best["label_id"] == 0
+        covered.append(result["segmentation"][0, 1] == worst["id"])
+    assert any(covered)
 
 
 def test_row_8_masks_are_resized_by_nearest():
@@ -322,7 +335,6 @@ def test_filters_that_tensors_lack_are_refused(resample):
         {"size": (70, 40)},
         {"pad_size": {"height": 100, "width": 120}},
         {"size": {"max_height": 60, "max_width": 60}},
-        {"size": 384, "default_to_square": True},
         {"do_rescale": False},
         {"do_normalize": False},
     ],
@@ -332,9 +344,9 @@ def test_arguments_do_what_they_do_in_transformers(settings):
     pytest.importorskip("torchvision")
     images = [np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8)] * 2
     settings = {"size": {"shortest_edge": 40, "longest_edge": 90}, **settings}
-    ours = Mask2FormerImageProcessor(hf_compat=True)
-    theirs = transformers.Mask2FormerImageProcessor()
-    result = ours(images, return_tensors="pt", **settings)
-    reference = theirs(images, return_tensors="pt", **settings)
+    ours = Mask2FormerImageProcessor(hf_compat=True, **settings)
+    theirs = transformers.Mask2FormerImageProcessor(**settings)
+    result = ours(images, return_tensors="pt")
+    reference = theirs(images, return_tensors="pt")
     assert torch.equal(result.pixel_values, reference["pixel_values"])
     assert torch.equal(result.pixel_mask, reference["pixel_mask"])
