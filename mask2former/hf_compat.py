@@ -187,7 +187,7 @@ RESIZE_MODES = {
 
 def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
     """(3, H, W) resized as torchvision does it: bytes by the CPU's kernels for bytes, or else in
-    float32, clamped and rounded; on other devices LANCZOS is BICUBIC."""
+    float32, clamped and rounded. On other devices, and before torch 2.12, LANCZOS is BICUBIC."""
     if resample not in RESIZE_MODES:
         raise ValueError(
             f"transformers cannot resize tensors by {Image.Resampling(resample).name}; with "
@@ -198,7 +198,7 @@ def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
         return image
     if mode == "nearest-exact":
         return F.interpolate(image[None], size=size, mode=mode)[0]
-    if mode == "lanczos" and not on_cpu:
+    if mode == "lanczos" and (not on_cpu or torch.__version__ < (2, 12)):
         mode = "bicubic"
     as_bytes = on_cpu and (mode != "bilinear" or _has_fast_bilinear_bytes())
     if image.dtype != torch.uint8 or as_bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,17 @@ def image_tensor(
     if pixels.dtype == torch.bool:
         return pixels.to(torch.uint8) * 255
     return pixels if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def warn_of_small_values(images: list[Tensor]) -> None:
+    """Warns of images that look as if they were rescaled before."""
+    for i, image in enumerate(images):
+        if image.is_floating_point() and 0 < image.max() <= 1:
+            warnings.warn(
+                f"Image {i} has values in 0 to 1, which rescale_factor makes smaller still; set "
+                "do_rescale=False.",
+                stacklevel=3,
+            )
 
 
 def _rgb_array(image: Image.Image, index: int) -> np.ndarray:

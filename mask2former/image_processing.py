@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from mask2former.batch_feature import BatchFeature
 from mask2former.checkpoints.folder import resolve_file
 from mask2former.errors import DataError
 from mask2former.files import read_json, write_text
-from mask2former.image_input import image_list, image_tensor
+from mask2former.image_input import image_list, image_tensor, warn_of_small_values
 from mask2former.image_resize import (
     Size,
     center_cropped,
@@ -196,7 +195,7 @@ class Mask2FormerImageProcessor:
         tensors = processor._tensors(images)
         maps = map_tensors(segmentation_maps, tensors)
         if processor.do_rescale:
-            _warn_of_rescaled(tensors)
+            warn_of_small_values(tensors)
         if processor.do_resize:
             sizes = [processor.resized_size(tuple(image.shape[-2:])) for image in tensors]
             tensors = [processor._resized_image(*pair) for pair in zip(tensors, sizes, strict=True)]
@@ -482,16 +481,6 @@ class Mask2FormerImageProcessor:
         Path(folder).mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         write_text(Path(folder) / PROCESSOR_FILE, text)
-
-
-def _warn_of_rescaled(images: list[Tensor]) -> None:
-    for i, image in enumerate(images):
-        if image.is_floating_point() and 0 < image.max() <= 1:
-            warnings.warn(
-                f"Image {i} has values in 0 to 1, which rescale_factor makes smaller still; set "
-                "do_rescale=False.",
-                stacklevel=3,
-            )
 
 
 class Mask2FormerImageProcessorPil(Mask2FormerImageProcessor):

@@ -1,5 +1,6 @@
 """`hf_compat=True` against the installed transformers, to the bit."""
 
+import platform
 from types import SimpleNamespace
 
 import numpy as np
@@ -312,6 +313,18 @@ def test_every_filter_is_that_of_torchvision(resample, shape):
     pytest.importorskip("torchvision")  # what transformers calls its reference needs it
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     settings = {"size": {"height": 70, "width": 90}, "resample": resample}
+    ours = Mask2FormerImageProcessor(hf_compat=True, **settings)(image, return_tensors="pt")
+    theirs = transformers.Mask2FormerImageProcessor(**settings)(image, return_tensors="pt")
+    assert torch.equal(ours.pixel_values, theirs["pixel_values"])
+
+
+def test_bytes_are_resized_as_floats_where_torchvision_does_so(monkeypatch):
+    """On processors without vector instructions that it knows."""
+    pytest.importorskip("torchvision")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    settings = {"size": {"height": 70, "width": 90}}
     ours = Mask2FormerImageProcessor(hf_compat=True, **settings)(image, return_tensors="pt")
     theirs = transformers.Mask2FormerImageProcessor(**settings)(image, return_tensors="pt")
     assert torch.equal(ours.pixel_values, theirs["pixel_values"])
