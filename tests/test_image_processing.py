@@ -547,7 +547,8 @@ def test_the_processor_in_pillow_normalizes_as_the_reference():
     image = Image.fromarray(picture(50, 70))
     theirs = transformers.Mask2FormerImageProcessorPil(**settings)(image, return_tensors="pt")
     ours = Mask2FormerImageProcessorPil(**settings)(image, return_tensors="pt")
-    torch.testing.assert_close(ours.pixel_values, theirs["pixel_values"], rtol=0, atol=2e-6)
+    error = (ours.pixel_values - theirs["pixel_values"]).abs().max()
+    assert error < 1e-6  # measured 2.4e-7
 
 
 def test_all_names_are_exported():
