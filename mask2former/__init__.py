@@ -10,11 +10,14 @@ BUNDLED_MODEL = Path(__file__).parent / "bundled"
 # Where each public name lives. It is imported when first used, so that `mask2former --help` need
 # not wait for torch.
 _HOMES = {
+    "AutoImageProcessor": "mask2former.image_processing",
     "DataError": "mask2former.errors",
     "Mask2FormerConfig": "mask2former.configuration",
     "Mask2FormerForUniversalSegmentation": "mask2former.modeling",
     "Mask2FormerForUniversalSegmentationOutput": "mask2former.outputs",
     "Mask2FormerImageProcessor": "mask2former.image_processing",
+    "Mask2FormerImageProcessorFast": "mask2former.image_processing",
+    "Mask2FormerImageProcessorPil": "mask2former.image_processing",
     "Mask2FormerModel": "mask2former.modeling",
     "Mask2FormerModelOutput": "mask2former.outputs",
     "ResNetConfig": "mask2former.configuration",

@@ -7,11 +7,13 @@ floating-point operations is that of transformers, so results are equal and not 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from mask2former.image_resize import Size
@@ -59,12 +61,12 @@ def instance_segmentation(
         if target_sizes is not None:
             size = tuple(target_sizes[i])
             masks = F.interpolate(masks[None], size=size, mode="nearest")[0]
-        segmentation: Any = torch.full(size, -1.0, device=mask_logits.device)
+        segmentation: Any = torch.full(size, -1.0)
         segments, kept = [], []
         for score, label, mask in zip(scores.tolist(), labels.tolist(), masks, strict=True):
             if score < threshold or not mask.any():
                 continue
-            segmentation[mask == 1] = len(segments)
+            segmentation[mask.cpu() == 1] = len(segments)
             segments.append(
                 {
                     "id": len(segments),
@@ -172,6 +174,43 @@ def _fused_segments(
         if fuse:
             id_of_fused[label] = current
     return segmentation, segments
+
+
+# What transformers asks torchvision for. Tensors cannot be resized by BOX and HAMMING there.
+RESIZE_MODES = {
+    Image.Resampling.NEAREST: "nearest-exact",
+    Image.Resampling.BILINEAR: "bilinear",
+    Image.Resampling.BICUBIC: "bicubic",
+    Image.Resampling.LANCZOS: "lanczos",
+}
+
+
+def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
+    """(3, H, W) resized as torchvision does it: bytes by the CPU's kernels for bytes, or else in
+    float32, clamped and rounded. On other devices, and before torch 2.12, LANCZOS is BICUBIC."""
+    if resample not in RESIZE_MODES:
+        raise ValueError(
+            f"transformers cannot resize tensors by {Image.Resampling(resample).name}; with "
+            f"hf_compat choose {', '.join(mode.name for mode in RESIZE_MODES)}."
+        )
+    mode, on_cpu = RESIZE_MODES[resample], image.device.type == "cpu"
+    if tuple(image.shape[-2:]) == size:
+        return image
+    if mode == "nearest-exact":
+        return F.interpolate(image[None], size=size, mode=mode)[0]
+    if mode == "lanczos" and (not on_cpu or torch.__version__ < (2, 12)):
+        mode = "bicubic"
+    as_bytes = on_cpu and (mode != "bilinear" or _has_fast_bilinear_bytes())
+    if image.dtype != torch.uint8 or as_bytes:
+        return F.interpolate(image[None], size=size, mode=mode, antialias=True)[0]
+    values = F.interpolate(image[None].float(), size=size, mode=mode, antialias=True)[0]
+    return values.clamp(0, 255).round().to(torch.uint8)
+
+
+def _has_fast_bilinear_bytes() -> bool:
+    """torchvision's rule for when to resize bytes bilinearly as bytes."""
+    vectors = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return vectors or platform.machine() in ("aarch64", "arm64")
 
 
 def resized_map(ids: Tensor, size: Size) -> Tensor:

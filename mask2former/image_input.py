@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -27,25 +28,33 @@ def image_list(images: Any, dimensions: int) -> list[Any]:
     return images
 
 
-def image_tensor(image: Any, index: int, input_data_format: str | None = None) -> Tensor:
+def image_tensor(
+    image: Any, index: int, input_data_format: str | None = None, convert_rgb: bool = True
+) -> Tensor:
     """An image as (3, H, W): uint8 where it has 8 or 16 bits or is binary, else float32 as it is.
 
     Args:
         image: PIL image, or array or tensor (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.
         index: its place in the batch, for messages.
         input_data_format: "channels_first", "channels_last" or "none"; inferred if None.
+        convert_rgb: if False, refuse an image that is not RGB.
 
     Raises:
         DataError: it cannot be decoded, has no pixels, or is of PIL mode I or F.
-        ValueError: type, dtype or shape are not those of an image.
+        ValueError: type, dtype or shape are not those of an image, or it is not RGB but should be.
     """
-    if isinstance(image, Image.Image):
+    mode = image.mode if isinstance(image, Image.Image) else None
+    if mode is not None:
         image = _rgb_array(image, index)
         input_data_format = "channels_last" if image.ndim == 3 else "none"
     pixels = as_tensor(image, f"Image {index}")
     pixels = _channels_first(pixels, index, input_data_format)
     if pixels.numel() == 0:
         raise DataError(f"Image {index} has no pixels (shape {tuple(pixels.shape)}); leave it out.")
+    if not convert_rgb and (mode not in (None, "RGB") or len(pixels) != 3):
+        raise ValueError(
+            f"Image {index} is not RGB, which do_convert_rgb=False demands; convert it first."
+        )
     pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels[:3]
     if pixels.dtype == torch.uint16:
         return ((pixels.int() + 128) // 257).to(torch.uint8)
@@ -54,17 +63,29 @@ def image_tensor(image: Any, index: int, input_data_format: str | None = None) -
     return pixels if pixels.dtype == torch.uint8 else pixels.float()
 
 
+def warn_of_small_values(images: list[Tensor]) -> None:
+    """Warns of images that look as if they were rescaled before."""
+    for i, image in enumerate(images):
+        if image.is_floating_point() and 0 < image.max() <= 1:
+            warnings.warn(
+                f"Image {i} has values in 0 to 1, which rescale_factor makes smaller still; set "
+                "do_rescale=False.",
+                stacklevel=3,
+            )
+
+
 def _rgb_array(image: Image.Image, index: int) -> np.ndarray:
     """uint8 (H, W, 3), or uint16 (H, W) of a 16-bit grey image."""
     name = f"Image {index}"
+    wide = image.mode == "I" and image.format == "PNG"  # 16 bits, before Pillow had a mode for them
     image = upright(image, name)
+    if image.mode.startswith("I;16") or wide:
+        return np.array(image).astype(np.uint16)
     if image.mode in ("I", "F"):
         raise DataError(
             f"{name} is a PIL image of mode {image.mode}, whose range of values is unknown; "
             "convert it to 8 bits per channel first."
         )
-    if image.mode.startswith("I;16"):
-        return np.array(image).astype(np.uint16)
     if "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns if this step is left out
     return np.array(image.convert("RGB"))

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,15 +22,26 @@ from mask2former.batch_feature import BatchFeature
 from mask2former.checkpoints.folder import resolve_file
 from mask2former.errors import DataError
 from mask2former.files import read_json, write_text
-from mask2former.image_input import image_list, image_tensor
+from mask2former.image_input import image_list, image_tensor, warn_of_small_values
 from mask2former.image_resize import (
     Size,
+    center_cropped,
     next_multiple,
     padded,
+    resized_by_pillow,
     resized_image,
     resized_nearest,
     shortest_edge_size,
     size_text,
+)
+from mask2former.image_settings import (
+    AREA_KEYS,
+    checked_choice,
+    checked_size,
+    modern,
+    per_channel,
+    resampling,
+    resize_target,
 )
 from mask2former.segmentation_maps import IdMap, map_tensors, masks_and_labels
 
@@ -48,11 +58,12 @@ class Mask2FormerImageProcessor:
         do_resize: resize images and maps to `size`.
         size: {"shortest_edge": 800, "longest_edge": 1333} (the default; either the shortest edge
             gets its length or, if that would make the other too long, the longest), {"height": h,
-            "width": w}, {"max_height": h, "max_width": w} (as large as fits), or an int, the length
-            of the shortest edge.
+            "width": w}, {"max_height": h, "max_width": w} (as large as fits), a sequence (w, h), or
+            an int, the length of the shortest edge.
         size_divisor: the batch is padded at the bottom and right to a multiple of this; 0 for none.
-        resample: a PIL.Image.Resampling. BILINEAR (the default) and NEAREST run on the input's
-            device, the others in Pillow. Maps are always resized by nearest.
+        resample: a PIL.Image.Resampling, or torchvision's InterpolationMode. BILINEAR (the default)
+            and NEAREST run on the input's device, the others in Pillow. Maps are always resized by
+            nearest.
         do_rescale, rescale_factor: multiply pixel values by 1/255.
         do_normalize, image_mean, image_std: then subtract the mean and divide by the standard
             deviation, one number or one per channel; ImageNet's by default.
@@ -62,21 +73,30 @@ class Mask2FormerImageProcessor:
         num_labels: kept and saved for the reader of the file; nothing depends on it.
         pad_size: {"height": h, "width": w} to pad to instead of the largest of the batch.
         do_pad: if False nothing is padded, and only images of equal size can be stacked.
+        default_to_square: a `size` that is an int is the length of all edges.
+        do_center_crop, crop_size: after resizing, cut images and maps to at most {"height": h,
+            "width": w} around their centre. A smaller image is left as it is.
+        do_convert_rgb: if False, images that are not RGB are refused instead of converted.
+        input_data_format: "channels_first", "channels_last" or "none"; inferred if not given.
+        data_format: "channels_first" is the only one the model takes.
+        device: where to work; default is where each image is.
+        return_tensors: "pt" or "np" to stack the images, None for lists of tensors.
+        disable_grouping: taken because it is documented; images are never grouped.
         thing_label_ids: labels of countable things. Instance segmentation then returns only these,
             and panoptic segmentation fuses all others unless told otherwise.
-        hf_compat: reproduce transformers 5.23, to the bit for uint8 images resized by BILINEAR,
-            where it departs from the paper's code or its own documentation: images stretched to
-            the multiple of `size_divisor`, float masks padded with `ignore_index`, and everything
-            listed in hf_compat.py.
+        hf_compat: reproduce transformers 5.23, to the bit for uint8 images, where it departs from
+            the paper's code or its own documentation: images stretched to the multiple of
+            `size_divisor`, float masks padded with `ignore_index`, a sequence as `size` read as (h,
+            w), `do_pad` and `do_center_crop` without effect, and everything listed in hf_compat.py.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
     """
 
     do_resize: bool = True
-    size: dict[str, int] | int | None = None
+    size: Mapping[str, int] | Sequence[int] | int | None = None
     size_divisor: int = 32
-    resample: int = Image.Resampling.BILINEAR
+    resample: Any = Image.Resampling.BILINEAR
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
@@ -85,59 +105,63 @@ class Mask2FormerImageProcessor:
     ignore_index: int | None = None
     do_reduce_labels: bool = False
     num_labels: int | None = None
-    pad_size: dict[str, int] | None = None
+    pad_size: Mapping[str, int] | None = None
     _: dataclasses.KW_ONLY
     do_pad: bool = True
+    default_to_square: bool = False
+    do_center_crop: bool = False
+    crop_size: Mapping[str, int] | None = None
+    do_convert_rgb: bool = True
+    input_data_format: str | None = None
+    data_format: str = "channels_first"
+    device: torch.device | str | None = None
+    return_tensors: str | None = None
+    disable_grouping: bool | None = None
     thing_label_ids: Collection[int] | None = None
     hf_compat: bool = False
     # keys of a loaded file that mean nothing here, written back by save_pretrained
     other_settings: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
 
-    SIZE_KEYS: ClassVar = (
-        {"shortest_edge"},
-        {"shortest_edge", "longest_edge"},
-        {"height", "width"},
-        {"max_height", "max_width"},
-    )
-
     def __post_init__(self) -> None:
-        if self.size is None:
-            self.size = {"shortest_edge": 800, "longest_edge": 1333}
-        elif isinstance(self.size, int):
-            self.size = {"shortest_edge": self.size}
-        self.size = _checked_size("size", self.size, self.SIZE_KEYS)
+        self.size = resize_target(self.size, self.default_to_square, self.hf_compat)
         if self.pad_size is not None:
-            self.pad_size = _checked_size("pad_size", self.pad_size, ({"height", "width"},))
+            self.pad_size = checked_size("pad_size", self.pad_size, AREA_KEYS)
+        if self.do_center_crop or self.crop_size is not None:
+            self.crop_size = checked_size("crop_size", self.crop_size, AREA_KEYS)
         if not isinstance(self.size_divisor, int) or self.size_divisor < 0:
             raise ValueError(f"size_divisor must be an integer >= 0, not {self.size_divisor!r}.")
         if not isinstance(self.rescale_factor, (int, float)) or self.rescale_factor == 0:
             raise ValueError(
                 f"rescale_factor must be a number other than 0, not {self.rescale_factor!r}."
             )
-        self.resample = int(Image.Resampling(self.resample))
-        self.image_mean = _per_channel("image_mean", self.image_mean, IMAGENET_MEAN)
-        self.image_std = _per_channel("image_std", self.image_std, IMAGENET_STD)
+        self.resample = resampling(self.resample)
+        self.image_mean = per_channel("image_mean", self.image_mean, IMAGENET_MEAN)
+        self.image_std = per_channel("image_std", self.image_std, IMAGENET_STD)
         if self.do_normalize and 0 in self.image_std:
             raise ValueError("image_std must not be 0; pixel values are divided by it.")
+        checked_choice(
+            "input_data_format",
+            self.input_data_format,
+            (None, "channels_first", "channels_last", "none"),
+        )
+        checked_choice("data_format", self.data_format, ("channels_first",))
+        checked_choice("return_tensors", self.return_tensors, (None, "pt", "np"))
+        if self.device is not None:
+            self.device = str(self.device)  # as a file can hold it
         if self.thing_label_ids is not None:
             self.thing_label_ids = sorted(int(label) for label in self.thing_label_ids)
 
     # ---- image -> tensors -----------------------------------------------------------------------
 
-    def __call__(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """`preprocess`."""
-        return self.preprocess(images, segmentation_maps, **kwargs)
+        return self.preprocess(*args, **kwargs)
 
     def preprocess(
         self,
         images: Any,
         segmentation_maps: Any = None,
         instance_id_to_semantic_id: IdMap | Sequence[IdMap] | None = None,
-        *,
-        return_tensors: str | None = None,
-        input_data_format: str | None = None,
-        data_format: str = "channels_first",
-        device: torch.device | str | None = None,
         **overrides: Any,
     ) -> BatchFeature:
         """Resizes, rescales, normalizes and pads images, and makes masks and labels of their maps.
@@ -150,11 +174,8 @@ class Mask2FormerImageProcessor:
             segmentation_maps: a map of integer ids (H, W) per image, as PIL image, array or tensor.
             instance_id_to_semantic_id: makes the ids of the maps instance ids; one mapping for all
                 or one per image. Without it ids are labels.
-            return_tensors: "pt" or "np" to stack the images, None for lists of tensors.
-            input_data_format: "channels_first", "channels_last" or "none"; inferred if not given.
-            data_format: "channels_first" is the only one the model takes.
-            device: where to work; default is where each image is.
-            overrides: any argument of the constructor, for this call; None means unchanged.
+            overrides: any argument of the constructor, for this call, such as return_tensors="pt";
+                None means unchanged.
 
         Returns:
             pixel_values: float32 (N, 3, H, W).
@@ -170,27 +191,22 @@ class Mask2FormerImageProcessor:
             ValueError: an argument is wrong, or an instance id has no semantic id.
             TypeError: an override is no argument of the constructor.
         """
-        if data_format != "channels_first":
-            raise ValueError(f"data_format must be 'channels_first', not {data_format!r}.")
         processor = self._overridden(overrides)
-        tensors = [
-            image_tensor(image, i, input_data_format).to(device)
-            for i, image in enumerate(image_list(images, 3))
-        ]
+        tensors = processor._tensors(images)
         maps = map_tensors(segmentation_maps, tensors)
         if processor.do_rescale:
-            _warn_of_rescaled(tensors)
+            warn_of_small_values(tensors)
         if processor.do_resize:
             sizes = [processor.resized_size(tuple(image.shape[-2:])) for image in tensors]
+            tensors = [processor._resized_image(*pair) for pair in zip(tensors, sizes, strict=True)]
             if maps is not None:
-                resize_map = hf_compat.resized_map if processor.hf_compat else resized_nearest
-                maps = [resize_map(ids, size) for ids, size in zip(maps, sizes, strict=True)]
-            tensors = [
-                resized_image(image, size, processor.resample)
-                for image, size in zip(tensors, sizes, strict=True)
-            ]
+                maps = [processor._resized_map(*pair) for pair in zip(maps, sizes, strict=True)]
+        if processor.do_center_crop and not processor.hf_compat:
+            crop_size = (processor.crop_size["height"], processor.crop_size["width"])
+            tensors = [center_cropped(image, crop_size) for image in tensors]
+            maps = maps and [center_cropped(ids, crop_size) for ids in maps]
         pixel_values = [processor._normalized(image) for image in tensors]
-        return processor._batch(pixel_values, maps, instance_id_to_semantic_id, return_tensors)
+        return processor._batch(pixel_values, maps, instance_id_to_semantic_id)
 
     def encode_inputs(
         self,
@@ -213,15 +229,14 @@ class Mask2FormerImageProcessor:
         overrides = {
             "ignore_index": ignore_index,
             "do_reduce_labels": do_reduce_labels,
+            "return_tensors": return_tensors,
+            "input_data_format": input_data_format,
             "pad_size": pad_size,
         }
-        tensors = [
-            image_tensor(image, i, input_data_format).float()
-            for i, image in enumerate(image_list(pixel_values_list, 3))
-        ]
-        maps = map_tensors(segmentation_maps, tensors)
         processor = self._overridden(overrides)
-        return processor._batch(tensors, maps, instance_id_to_semantic_id, return_tensors)
+        tensors = [image.float() for image in processor._tensors(pixel_values_list)]
+        maps = map_tensors(segmentation_maps, tensors)
+        return processor._batch(tensors, maps, instance_id_to_semantic_id)
 
     def resized_size(self, size: Size) -> Size:
         """(height, width) in pixels that an image of (height, width) is resized to, at least 1."""
@@ -243,6 +258,20 @@ class Mask2FormerImageProcessor:
         processor.other_settings = dict(self.other_settings)
         return processor
 
+    def _tensors(self, images: Any) -> list[Tensor]:
+        return [
+            image_tensor(image, i, self.input_data_format, self.do_convert_rgb).to(self.device)
+            for i, image in enumerate(image_list(images, 3))
+        ]
+
+    def _resized_image(self, image: Tensor, size: Size) -> Tensor:
+        resize = hf_compat.resized_image if self.hf_compat else resized_image
+        return resize(image, size, self.resample)
+
+    def _resized_map(self, ids: Tensor, size: Size) -> Tensor:
+        resize = hf_compat.resized_map if self.hf_compat else resized_nearest
+        return resize(ids, size)
+
     def _normalized(self, image: Tensor) -> Tensor:
         """float32 image (C, H, W); rescaling is folded into mean and deviation."""
         image = image.float()
@@ -260,18 +289,15 @@ class Mask2FormerImageProcessor:
         images: list[Tensor],
         maps: list[Tensor] | None,
         id_maps: IdMap | Sequence[IdMap] | None,
-        return_tensors: str | None,
     ) -> BatchFeature:
         """Padded images and what belongs to them; see `preprocess`."""
-        if return_tensors not in (None, "pt", "np"):
-            raise ValueError(f"return_tensors must be 'pt', 'np' or None, not {return_tensors!r}.")
         sizes = self._padded_sizes([tuple(image.shape[-2:]) for image in images])
         ones = (torch.ones_like(image[0], dtype=torch.int64) for image in images)
         batch = BatchFeature(
             pixel_values=[padded(image, size) for image, size in zip(images, sizes, strict=True)],
             pixel_mask=[padded(mask, size) for mask, size in zip(ones, sizes, strict=True)],
         )
-        if return_tensors is not None:
+        if self.return_tensors is not None:
             if len(set(sizes)) > 1:
                 raise ValueError(
                     f"Images of sizes {sizes} cannot be stacked without padding; set do_pad=True "
@@ -285,10 +311,10 @@ class Mask2FormerImageProcessor:
                 padded(masks, size, fill) for (masks, _), size in zip(pairs, sizes, strict=True)
             ]
             batch["class_labels"] = [labels for _, labels in pairs]
-        return batch.numpy() if return_tensors == "np" else batch
+        return batch.numpy() if self.return_tensors == "np" else batch
 
     def _padded_sizes(self, sizes: list[Size]) -> list[Size]:
-        if not self.do_pad:
+        if not self.do_pad and not self.hf_compat:
             return sizes
         largest = (max(height for height, _ in sizes), max(width for _, width in sizes))
         if self.pad_size is None:
@@ -398,7 +424,9 @@ class Mask2FormerImageProcessor:
         """The content of preprocessor_config.json: settings that are not None, and unknown keys."""
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         settings = {name: value for name, value in settings.items() if value is not None}
-        return {**self.other_settings, **settings, "image_processor_type": type(self).__name__}
+        # one name for all classes here, as transformers has it since version 5
+        settings["image_processor_type"] = "Mask2FormerImageProcessor"
+        return {**self.other_settings, **settings}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Mask2FormerImageProcessor:
@@ -407,10 +435,10 @@ class Mask2FormerImageProcessor:
         Keys that mean nothing here are kept. null means the default.
 
         Raises:
-            ValueError: a setting is out of range.
+            ValueError: a setting is out of range, or they are for another kind of processor.
         """
         known = {f.name for f in dataclasses.fields(cls) if f.init}
-        settings = _modern(settings)
+        settings = modern(settings)
         processor = cls(**{k: v for k, v in settings.items() if k in known and v is not None})
         processor.other_settings = {k: v for k, v in settings.items() if k not in known}
         return processor
@@ -428,7 +456,7 @@ class Mask2FormerImageProcessor:
     ) -> Mask2FormerImageProcessor:
         """A processor from the preprocessor_config.json of a local folder or a hub repository.
 
-        `overrides` are arguments of the constructor; None means as in the file.
+        `overrides` are arguments of the constructor, old names included; None means as in the file.
 
         Raises:
             DataError: the file is missing, is no JSON object, or holds a setting out of range.
@@ -446,7 +474,7 @@ class Mask2FormerImageProcessor:
             processor = cls.from_dict(settings)
         except (TypeError, ValueError) as error:
             raise DataError(f"{path} cannot be used: {error}") from error
-        return processor._overridden(overrides)
+        return processor._overridden(modern(overrides))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json into `folder`, which is made if need be."""
@@ -455,49 +483,17 @@ class Mask2FormerImageProcessor:
         write_text(Path(folder) / PROCESSOR_FILE, text)
 
 
-def _warn_of_rescaled(images: list[Tensor]) -> None:
-    for i, image in enumerate(images):
-        if image.is_floating_point() and 0 < image.max() <= 1:
-            warnings.warn(
-                f"Image {i} has values in 0 to 1, which rescale_factor makes smaller still; set "
-                "do_rescale=False.",
-                stacklevel=3,
-            )
+class Mask2FormerImageProcessorPil(Mask2FormerImageProcessor):
+    """Resizes images in Pillow on the CPU for every `resample`, to the bit as Pillow does; all else
+    is the same. With `hf_compat` it agrees with transformers' processor of this name to 1e-6."""
+
+    def _resized_image(self, image: Tensor, size: Size) -> Tensor:
+        return resized_by_pillow(image, size, self.resample)
+
+    def _resized_map(self, ids: Tensor, size: Size) -> Tensor:
+        return resized_nearest(ids, size)
 
 
-def _checked_size(name: str, size: Any, allowed: Sequence[set[str]]) -> dict[str, int]:
-    if isinstance(size, Mapping):
-        edges = {key: edge for key, edge in size.items() if edge is not None}
-        if set(edges) in allowed and all(isinstance(e, int) and e > 0 for e in edges.values()):
-            return edges
-    keys = " or ".join(str(sorted(option)) for option in allowed)
-    raise ValueError(f"{name} must be a dict with the keys {keys} and integers > 0, not {size!r}.")
-
-
-def _per_channel(name: str, values: Any, default: Sequence[float]) -> list[float]:
-    values = default if values is None else values
-    values = [values] * 3 if isinstance(values, (int, float)) else values
-    numbers = isinstance(values, Sequence) and all(isinstance(v, (int, float)) for v in values)
-    if numbers and len(values) == 3:
-        return [float(value) for value in values]
-    raise ValueError(f"{name} must be a number or three numbers, not {values!r}.")
-
-
-def _modern(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the keys of old transformers versions replaced by today's."""
-    settings = dict(settings)
-    settings.pop("image_processor_type", None)
-    for old, new in (("reduce_labels", "do_reduce_labels"), ("size_divisibility", "size_divisor")):
-        value = settings.pop(old, None)
-        if settings.get(new) is None:
-            settings[new] = value
-    private, public = settings.pop("_max_size", None), settings.pop("max_size", None)
-    longest = private if public is None else public
-    size = settings.get("size")
-    if longest is not None:
-        size = 800 if size is None else size
-        size = {"shortest_edge": size} if isinstance(size, int) else size
-        if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
-            size = {**size, "longest_edge": longest}
-        settings["size"] = size
-    return settings
+# transformers' other names for what is one class here
+Mask2FormerImageProcessorFast = Mask2FormerImageProcessor
+AutoImageProcessor = Mask2FormerImageProcessor

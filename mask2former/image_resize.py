@@ -20,23 +20,40 @@ def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
     if resample == Image.Resampling.NEAREST:
         return resized_nearest(image, size)
     if resample != Image.Resampling.BILINEAR:  # torch's bicubic overshoots otherwise, or is missing
-        planes = [
-            np.array(Image.fromarray(plane.numpy()).resize(size[::-1], resample))
-            for plane in image.cpu()
-        ]
-        return torch.from_numpy(np.stack(planes)).to(image.device)
+        return resized_by_pillow(image, size, resample)
     if image.dtype == torch.uint8 and image.device.type != "cpu":
         # only the CPU has a kernel for bytes; rounding keeps the values what they would be there
         return resized_image(image.float(), size, resample).round()
     return F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
 
 
-def resized_nearest(values: Tensor, size: Size) -> Tensor:
-    """(..., H, W) resized by picking pixels at centres, in integers: never mixes ids, any dtype."""
+def resized_by_pillow(image: Tensor, size: Size, resample: int) -> Tensor:
+    """(3, H, W) of uint8 or float32 resized by Pillow, plane by plane; dtype and device kept."""
+    planes = [
+        np.array(Image.fromarray(plane.numpy()).resize(size[::-1], resample))
+        for plane in image.cpu()
+    ]
+    return torch.from_numpy(np.stack(planes)).to(image.device)
+
+
+def center_cropped(values: Tensor, size: Size) -> Tensor:
+    """(..., H, W) cut to at most `size` around its centre."""
     for dim, target in zip((-2, -1), size, strict=True):
-        index = torch.arange(target, device=values.device)
+        length = values.shape[dim]
+        target = min(target, length)
+        values = values.narrow(dim, (length - target) // 2, target)
+    return values
+
+
+def resized_nearest(values: Tensor, size: Size) -> Tensor:
+    """(..., H, W) resized by picking the pixels that Pillow picks: never mixes ids, any dtype."""
+    for dim, target in zip((-2, -1), size, strict=True):
         source = values.shape[dim]
-        values = values.index_select(dim, (2 * index + 1) * source // (2 * target))
+        # Pillow adds up positions, and where two pixels are as near that sum's rounding decides.
+        steps = np.full(target, source / target)
+        steps[0] /= 2
+        index = np.add.accumulate(steps).astype(np.int64).clip(max=source - 1)
+        values = values.index_select(dim, torch.from_numpy(index).to(values.device))
     return values
 
 

@@ -25,6 +25,15 @@ INSTANCE_VOID = -1
 PANOPTIC_VOID = 0
 
 
+class Segmentation(dict):
+    """A dict of the "segmentation" and "segments_info" of one image."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the map, which the documentation's instance example asks for."""
+        return self["segmentation"].shape
+
+
 @torch.no_grad()
 def semantic_segmentation(
     outputs: Any, target_sizes: Sequence[Size] | Tensor | None = None
@@ -63,7 +72,7 @@ def panoptic_segmentation(
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int] = (),
     target_sizes: Sequence[Size] | Tensor | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Segmentation]:
     """Per image a dict of "segmentation", an int32 map (height, width) with 0 for void and ids from
     1, and "segments_info", one dict per id: id, label_id, was_fused, score.
 
@@ -91,7 +100,7 @@ def panoptic_segmentation(
         )
         table = torch.tensor([*id_of_query, PANOPTIC_VOID], dtype=torch.int32)
         segmentation = table.to(winners.device)[winners.long()]
-        results.append({"segmentation": segmentation, "segments_info": segments})
+        results.append(Segmentation(segmentation=segmentation, segments_info=segments))
     return results
 
 
@@ -163,7 +172,7 @@ def instance_segmentation(
     return_coco_annotation: bool = False,
     return_binary_maps: bool = False,
     thing_label_ids: Collection[int] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Segmentation]:
     """Per image a dict of "segmentation" and "segments_info", one dict per instance in order of
     falling score: id (from 0), label_id, was_fused (False), score.
 
@@ -216,7 +225,7 @@ def instance_segmentation(
             {"id": i, "label_id": label, "was_fused": False, "score": round(score, 6)}
             for i, (score, label, _) in enumerate(instances)
         ]
-        results.append({"segmentation": segmentation, "segments_info": segments})
+        results.append(Segmentation(segmentation=segmentation, segments_info=segments))
     return results
 
 

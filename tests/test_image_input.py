@@ -94,6 +94,14 @@ def test_a_sixteen_bit_png_is_scaled_to_eight_bits(tmp_path):
         assert image_tensor(image, 0)[0].tolist() == [[0, 128, 255]]
 
 
+def test_a_sixteen_bit_png_may_come_as_mode_i():
+    """As Pillow opened them before it had a mode for 16 bits."""
+    image = Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.int32))
+    image.format = "PNG"
+    assert image.mode == "I"
+    assert image_tensor(image, 0)[0].tolist() == [[0, 128, 255]]
+
+
 def test_bool_is_black_and_white():
     assert image_tensor(np.array([[True, False]]), 0)[2].tolist() == [[255, 0]]
 
@@ -139,6 +147,17 @@ def test_a_truncated_file_is_named(tmp_path, suffix):
 def test_modes_of_unknown_range_are_refused(mode):
     with pytest.raises(DataError, match=f"Image 1 .*mode {mode}"):
         image_tensor(Image.new(mode, (3, 3)), 1)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [pixels(5, 7), pixels(5, 7, 4), Image.new("L", (3, 3)), Image.new("P", (3, 3))],
+    ids=["grey", "alpha", "pil grey", "pil palette"],
+)
+def test_what_is_not_rgb_can_be_refused(image):
+    with pytest.raises(ValueError, match="Image 2 is not RGB"):
+        image_tensor(image, 2, convert_rgb=False)
+    assert image_tensor(pixels(5, 7, 3), 2, convert_rgb=False).shape == (3, 5, 7)
 
 
 def test_an_image_without_pixels_is_refused():

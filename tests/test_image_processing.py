@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+import mask2former
 from mask2former.errors import DataError
-from mask2former.image_processing import Mask2FormerImageProcessor
+from mask2former.image_processing import Mask2FormerImageProcessor, Mask2FormerImageProcessorPil
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -74,7 +75,7 @@ def test_row_12_thresholds_default_to_the_documentation(task):
     [
         {"size": {"width": 3}},
         {"size": {"shortest_edge": 0}},
-        {"size": (800, 1333)},
+        {"size": (800, 1333, 3)},
         {"pad_size": {"shortest_edge": 3}},
         {"size_divisor": -1},
         {"rescale_factor": 0},
@@ -82,10 +83,15 @@ def test_row_12_thresholds_default_to_the_documentation(task):
         {"image_std": "imagenet"},
         {"image_std": [0.2, 0, 0.2]},
         {"resample": 17},
+        {"do_center_crop": True, "crop_size": None},
+        {"crop_size": {"shortest_edge": 3}},
+        {"input_data_format": "first"},
+        {"data_format": "channels_last"},
+        {"return_tensors": "tf"},
     ],
 )
 def test_settings_out_of_range_are_named(settings):
-    with pytest.raises(ValueError, match=next(iter(settings)).replace("resample", "17")):
+    with pytest.raises(ValueError, match=list(settings)[-1]):
         Mask2FormerImageProcessor(**settings)
 
 
@@ -219,6 +225,78 @@ def test_only_channels_first_comes_out():
         unresized()(picture(8, 8), data_format="channels_last")
 
 
+DOCUMENTED = {
+    "do_resize": True,
+    "size": {"height": 32, "width": 32},
+    "default_to_square": False,
+    "resample": Image.Resampling.BICUBIC,
+    "do_center_crop": True,
+    "crop_size": {"height": 20, "width": 20},
+    "do_rescale": True,
+    "rescale_factor": 0.5,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": 0.5,
+    "do_convert_rgb": True,
+    "return_tensors": "pt",
+    "data_format": "channels_first",
+    "input_data_format": "channels_last",
+    "device": torch.device("cpu"),
+    "disable_grouping": True,
+    "size_divisor": 16,
+    "ignore_index": 255,
+    "do_reduce_labels": True,
+    "num_labels": 3,
+    "do_pad": True,
+    "pad_size": {"height": 48, "width": 48},
+}
+
+
+def test_every_documented_argument_is_one_of_the_constructor_and_of_a_call():
+    image, ids = picture(40, 50), id_map(40, 50)
+    made = Mask2FormerImageProcessor(**DOCUMENTED)(image, ids)
+    called = Mask2FormerImageProcessor()(image, ids, **DOCUMENTED)
+    assert made.pixel_values.shape == (1, 3, 48, 48)
+    assert made.pixel_mask.sum() == 400
+    assert torch.equal(made.pixel_values, called.pixel_values)
+    assert torch.equal(made.mask_labels[0], called.mask_labels[0])
+
+
+def test_an_int_is_a_square_if_asked():
+    processor = Mask2FormerImageProcessor(size=64, default_to_square=True)
+    assert processor.resized_size((30, 50)) == (64, 64)
+
+
+def test_the_centre_is_cropped_from_images_and_maps():
+    image, ids = picture(30, 21), id_map(30, 21)
+    processor = unresized(do_center_crop=True, crop_size={"height": 16, "width": 32})
+    batch = processor(image, ids, return_tensors="pt", do_pad=False)
+    whole = unresized()(image[7:23], ids[7:23], return_tensors="pt", do_pad=False)
+    assert batch.pixel_values.shape == (1, 3, 16, 21)  # never enlarged
+    assert torch.equal(batch.pixel_values, whole.pixel_values)
+    assert torch.equal(batch.mask_labels[0], whole.mask_labels[0])
+
+
+def test_images_that_are_not_rgb_are_refused_if_asked():
+    processor = unresized(do_convert_rgb=False)
+    assert processor(picture(8, 8)).pixel_values[0].shape == (3, 32, 32)
+    with pytest.raises(ValueError, match="Image 1 is not RGB"):
+        processor([picture(8, 8), picture(8, 8)[..., 0]])
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.NEAREST])
+@pytest.mark.parametrize("given", ["image", "argument"])
+def test_all_work_is_on_the_device_of_the_image_or_the_one_asked_for(resample, given):
+    processor = Mask2FormerImageProcessor(size=40, resample=resample)
+    image = channels_first(picture(30, 50))
+    on_meta = {
+        "image": lambda: processor(image.to("meta"), return_tensors="pt"),
+        "argument": lambda: processor(image, return_tensors="pt", device="meta"),
+    }[given]()  # what leaves a meta device raises
+    assert on_meta.pixel_values.device.type == on_meta.pixel_mask.device.type == "meta"
+    assert on_meta.pixel_values.shape == (1, 3, 64, 96)
+
+
 # ---- annotations --------------------------------------------------------------------------------
 
 
@@ -306,37 +384,98 @@ def write(folder, settings):
 
 
 def test_unknown_keys_are_kept_and_written_back(tmp_path):
-    write(tmp_path, {"image_processor_type": "MaskFormerImageProcessor", "crop_size": None, "x": 1})
+    write(tmp_path, {"image_processor_type": "MaskFormerImageProcessor", "y": None, "x": 1})
     processor = Mask2FormerImageProcessor.from_pretrained(tmp_path, do_resize=False)
     assert processor.do_resize is False
     processor.save_pretrained(tmp_path / "again")
     settings = json.loads((tmp_path / "again" / "preprocessor_config.json").read_text())
-    assert (settings["x"], settings["crop_size"]) == (1, None)
+    assert (settings["x"], settings["y"]) == (1, None)
     assert settings["image_processor_type"] == "Mask2FormerImageProcessor"
 
 
-@pytest.mark.parametrize(
-    ("old", "name", "value"),
-    [
-        ({"size": 480, "max_size": 640}, "size", {"shortest_edge": 480, "longest_edge": 640}),
-        ({"size": 480, "_max_size": 640}, "size", {"shortest_edge": 480, "longest_edge": 640}),
-        ({"size": 480}, "size", {"shortest_edge": 480}),
-        ({"max_size": 1000}, "size", {"shortest_edge": 800, "longest_edge": 1000}),
-        (
-            {"size": {"height": 384, "width": 384}, "_max_size": 1333},
-            "size",
-            {"height": 384, "width": 384},
-        ),
-        ({"reduce_labels": True}, "do_reduce_labels", True),
-        ({"reduce_labels": True, "do_reduce_labels": False}, "do_reduce_labels", False),
-        ({"size_divisibility": 0}, "size_divisor", 0),
-        ({"image_mean": None}, "image_mean", [0.485, 0.456, 0.406]),
-    ],
-)
-def test_keys_of_old_files_mean_what_they_meant(old, name, value):
-    processor = Mask2FormerImageProcessor.from_dict(old)
-    assert getattr(processor, name) == value
-    assert not set(old) & {"max_size", "reduce_labels"} & set(processor.to_dict())
+def test_null_in_a_file_means_the_default():
+    processor = Mask2FormerImageProcessor.from_dict({"image_mean": None, "size": None})
+    assert processor == Mask2FormerImageProcessor()
+
+
+def test_the_processor_in_pillow_is_saved_under_the_common_name(tmp_path):
+    processor = Mask2FormerImageProcessorPil(size=480, resample=Image.Resampling.BOX)
+    processor.save_pretrained(tmp_path)
+    assert Mask2FormerImageProcessorPil.from_pretrained(tmp_path) == processor
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert settings["image_processor_type"] == "Mask2FormerImageProcessor"
+    assert mask2former.AutoImageProcessor.from_pretrained(tmp_path).size == processor.size
+
+
+HUB_FILES = {
+    "2023": {
+        "_max_size": 1333,
+        "do_normalize": True,
+        "do_reduce_labels": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "feature_extractor_type": "MaskFormerFeatureExtractor",
+        "ignore_index": 255,
+        "image_mean": [0.48500001430511475, 0.4560000002384186, 0.4059999883174896],
+        "image_std": [0.2290000021457672, 0.2240000069141388, 0.22499999403953552],
+        "num_labels": 150,
+        "reduce_labels": True,
+        "resample": 2,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": 384, "width": 384},
+        "size_divisor": 32,
+    },
+    "2025": {
+        "crop_size": None,
+        "data_format": "channels_first",
+        "default_to_square": False,
+        "device": None,
+        "disable_grouping": None,
+        "do_center_crop": None,
+        "do_convert_rgb": None,
+        "do_normalize": True,
+        "do_reduce_labels": True,
+        "ignore_index": 255,
+        "image_mean": [0.48500001430511475, 0.4560000002384186, 0.4059999883174896],
+        "image_processor_type": "Mask2FormerImageProcessorFast",
+        "image_std": [0.2290000021457672, 0.2240000069141388, 0.22499999403953552],
+        "input_data_format": None,
+        "num_labels": 150,
+        "pad_size": None,
+        "resample": 2,
+        "return_tensors": None,
+        "size": {"height": 384, "width": 384},
+    },
+}
+
+
+@pytest.mark.parametrize("year", HUB_FILES)
+def test_files_of_any_age_mean_the_same(tmp_path, year):
+    processor = Mask2FormerImageProcessor.from_pretrained(write(tmp_path, HUB_FILES[year]))
+    assert processor == Mask2FormerImageProcessor(
+        size={"height": 384, "width": 384},
+        image_mean=HUB_FILES[year]["image_mean"],
+        image_std=HUB_FILES[year]["image_std"],
+        ignore_index=255,
+        do_reduce_labels=True,
+        num_labels=150,
+    )
+    processor.save_pretrained(tmp_path / "again")
+    assert Mask2FormerImageProcessor.from_pretrained(tmp_path / "again") == processor
+    settings = json.loads((tmp_path / "again" / "preprocessor_config.json").read_text())
+    assert not {"_max_size", "reduce_labels", "feature_extractor_type"} & set(settings)
+
+
+def test_a_file_for_another_model_is_named(tmp_path):
+    write(tmp_path, {"image_processor_type": "DetrImageProcessor"})
+    with pytest.raises(DataError, match=rf"{tmp_path}.*DetrImageProcessor"):
+        Mask2FormerImageProcessor.from_pretrained(tmp_path)
+
+
+def test_old_names_of_arguments_are_taken_where_a_file_is_read(tmp_path):
+    write(tmp_path, {"size": 480})
+    processor = Mask2FormerImageProcessor.from_pretrained(tmp_path, reduce_labels=True)
+    assert processor.do_reduce_labels
 
 
 def test_bad_files_are_named(tmp_path):
@@ -381,3 +520,39 @@ def test_pixels_are_those_of_transformers_where_nothing_is_padded():
     assert torch.equal(ours.pixel_mask, theirs["pixel_mask"])
     assert torch.equal(ours.mask_labels[0].float(), theirs["mask_labels"][0])
     assert torch.equal(ours.class_labels[0], theirs["class_labels"][0])
+
+
+# ---- transformers' processors -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resample", list(Image.Resampling))
+@pytest.mark.parametrize("ours", [Mask2FormerImageProcessor, Mask2FormerImageProcessorPil])
+def test_pixels_are_those_of_the_reference_in_pillow(ours, resample):
+    transformers = pytest.importorskip("transformers")
+    settings = {"size": {"shortest_edge": 57, "longest_edge": 90}, "resample": resample}
+    settings |= {"size_divisor": 0, "do_normalize": False}  # or the reference would stretch
+    theirs = transformers.Mask2FormerImageProcessorPil(**settings)
+    for shape in [(50, 70), (131, 90), (40, 200)]:
+        image, ids = picture(*shape), id_map(*shape)
+        expected = theirs(image, ids, return_tensors="pt")
+        result = ours(**settings)(image, ids, return_tensors="pt")
+        difference = (result.pixel_values - expected["pixel_values"]).abs().max()
+        assert difference < (1 / 255 if ours is Mask2FormerImageProcessor else 0) + 1e-6
+        assert torch.equal(result.mask_labels[0].float(), expected["mask_labels"][0].float())
+
+
+def test_the_processor_in_pillow_normalizes_as_the_reference():
+    transformers = pytest.importorskip("transformers")
+    settings = {"size": {"height": 64, "width": 96}, "resample": Image.Resampling.LANCZOS}
+    image = Image.fromarray(picture(50, 70))
+    theirs = transformers.Mask2FormerImageProcessorPil(**settings)(image, return_tensors="pt")
+    ours = Mask2FormerImageProcessorPil(**settings)(image, return_tensors="pt")
+    error = (ours.pixel_values - theirs["pixel_values"]).abs().max()
+    assert error < 1e-6  # measured 2.4e-7
+
+
+def test_all_names_are_exported():
+    assert mask2former.Mask2FormerImageProcessor is Mask2FormerImageProcessor
+    assert mask2former.Mask2FormerImageProcessorFast is Mask2FormerImageProcessor
+    assert mask2former.AutoImageProcessor is Mask2FormerImageProcessor
+    assert mask2former.Mask2FormerImageProcessorPil is Mask2FormerImageProcessorPil

@@ -4,8 +4,10 @@ import torch
 from PIL import Image
 
 from mask2former.image_resize import (
+    center_cropped,
     next_multiple,
     padded,
+    resized_by_pillow,
     resized_image,
     resized_nearest,
     shortest_edge_size,
@@ -37,16 +39,38 @@ def test_floats_are_resized_as_pillow_does(resample):
     np.testing.assert_allclose(result[1].numpy(), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("resample", list(Resampling))
+@pytest.mark.parametrize(("source", "target"), SIZES)
+def test_pillow_is_reproduced_to_the_bit_by_pillow(source, target, resample):
+    array = pixels(*source)
+    expected = np.array(Image.fromarray(array).resize(target[::-1], resample))
+    result = resized_by_pillow(torch.from_numpy(array).permute(2, 0, 1), target, resample)
+    assert np.array_equal(result.permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [((4, 3), [3, 4, 5, 6], [1, 2, 3]), ((9, 20), list(range(9)), list(range(6)))],
+)
+def test_the_centre_is_cut_out_and_nothing_enlarged(size, rows, columns):
+    values = torch.arange(10 * 6).view(1, 10, 6)
+    assert torch.equal(center_cropped(values, size), values[:, rows][:, :, columns])
+
+
 def test_the_same_size_changes_nothing():
     image = torch.from_numpy(pixels(9, 8)).permute(2, 0, 1)
     assert resized_image(image, (9, 8), Resampling.BILINEAR) is image
 
 
-@pytest.mark.parametrize(("source", "target"), SIZES)
-def test_nearest_takes_pillows_pixels(source, target):
-    ids = np.random.default_rng(2).integers(0, 2**30, source, dtype=np.int32)
-    expected = np.array(Image.fromarray(ids).resize(target[::-1], Resampling.NEAREST))
-    assert np.array_equal(resized_nearest(torch.from_numpy(ids), target).numpy(), expected)
+def test_nearest_takes_pillows_pixels():
+    """At ties too, as in 200 pixels that become 90."""
+    generator = np.random.default_rng(2)
+    sizes = [((40, 200), (18, 90)), *SIZES]
+    sizes += [tuple(map(tuple, generator.integers(1, 300, (2, 2)).tolist())) for _ in range(200)]
+    for source, target in sizes:
+        ids = generator.integers(0, 2**30, source, dtype=np.int32)
+        expected = np.array(Image.fromarray(ids).resize(target[::-1], Resampling.NEAREST))
+        assert np.array_equal(resized_nearest(torch.from_numpy(ids), target).numpy(), expected)
 
 
 def test_nearest_keeps_ids_that_floats_cannot_hold():

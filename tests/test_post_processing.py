@@ -15,6 +15,8 @@ from mask2former.post_processing import (
     semantic_segmentation,
 )
 from mask2former.run_length import mask_to_rle
+from tests.reference import tiny_model
+from tests.samples import made_outputs
 
 TARGETS = [(64, 96), (37, 51)]
 
@@ -27,21 +29,6 @@ def random_outputs(seed=0, batch=1, queries=9, labels=5, cells=(16, 24), image_s
         class_queries_logits=torch.randn(batch, queries, labels + 1, generator=generator) * 4,
         masks_queries_logits=F.interpolate(coarse, size=cells, mode="bicubic") * 8,
         image_sizes=image_sizes,
-    )
-
-
-def made_outputs(*queries, labels=3, shape=(1, 4)):
-    """Outputs of one image from (label, class probability, mask probabilities) per query; the rest
-    of the class probability goes to "no object"."""
-    class_probs = torch.full((len(queries), labels + 1), 1e-9)
-    mask_probs = torch.zeros(len(queries), *shape)
-    for i, (label, class_prob, probs) in enumerate(queries):
-        class_probs[i, label] = class_prob
-        class_probs[i, -1] = 1 - class_prob
-        mask_probs[i] = torch.tensor(probs).reshape(shape)
-    return SimpleNamespace(
-        class_queries_logits=class_probs.log()[None],
-        masks_queries_logits=torch.logit(mask_probs, eps=1e-6)[None],
     )
 
 
@@ -148,6 +135,38 @@ def test_row_2_an_image_gives_the_same_alone_and_in_a_padded_batch(seed):
         for result, reference in ((instance[1], expected[1][0]), (panoptic[1], expected[2][0])):
             assert result["segments_info"] == reference["segments_info"]
             assert torch.equal(result["segmentation"], reference["segmentation"])
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+def test_row_2_a_picture_gives_the_same_segmentation_alone_and_in_a_padded_batch(backbone):
+    """From pixels to maps; in float64, for in float32 a pixel at a threshold may flip."""
+    model = tiny_model(backbone).double()
+    with torch.no_grad():
+        model.class_predictor.weight.mul_(30)  # or no segment would reach a threshold
+    generator = np.random.default_rng(7)
+    shapes = [(70, 90), (128, 61), (40, 150)]
+    pictures = [generator.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    processor = Mask2FormerImageProcessor(do_resize=False)
+
+    def segmented(images, sizes):
+        batch = processor(images, return_tensors="pt").to(torch.float64)
+        with torch.no_grad():
+            return all_tasks(model(**batch), sizes)
+
+    together = segmented(pictures, shapes)
+    assert max(len(result["segments_info"]) for result in together[2]) > 1
+    for i, (picture, shape) in enumerate(zip(pictures, shapes, strict=True)):
+        alone = segmented([picture], [shape])
+        assert torch.equal(together[0][i], alone[0][0])
+        for results, references in zip(together[1:], alone[1:], strict=True):
+            assert results[i]["segments_info"] == references[0]["segments_info"]
+            assert torch.equal(results[i]["segmentation"], references[0]["segmentation"])
+
+
+def test_a_result_has_the_shape_of_its_map():
+    assert instance_segmentation(random_outputs(), target_sizes=[(11, 13)])[0].shape == (11, 13)
+    maps = instance_segmentation(random_outputs(), 0.3, return_binary_maps=True)[0]
+    assert maps.shape == (len(maps["segments_info"]), 16, 24)
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])

@@ -38,6 +38,15 @@ def test_arrays_and_tensors_are_maps_with_or_without_a_channel(shape, dtype):
     assert map_tensor(torch.from_numpy(array), 0).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+def test_a_map_is_turned_as_its_exif_orientation_says(tmp_path):
+    ids = np.array([[0, 1, 2], [3, 4, 5]], dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(ids).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as image:
+        assert map_tensor(image, 0).tolist() == np.rot90(ids, -1).tolist()
+
+
 def test_colours_are_no_ids():
     with pytest.raises(DataError, match=r"Segmentation map 4 .*mode RGB"):
         map_tensor(Image.new("RGB", (3, 2)), 4)
