@@ -48,7 +48,7 @@ def test_gradients_are_identical_and_far_fewer_activations_are_kept(backbone, au
     model.gradient_checkpointing_enable()
     gradients, kept = training_step(model, autocast)
     assert all(torch.equal(gradients[name], expected[name]) for name in expected)
-    assert kept < 0.6 * everything  # to be measured
+    assert kept < 0.5 * everything  # measured: 0.30 for Swin, 0.39 for ResNet
     model.gradient_checkpointing_disable()
     gradients, kept = training_step(model, autocast)
     assert all(torch.equal(gradients[name], expected[name]) for name in expected)
