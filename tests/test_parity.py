@@ -20,7 +20,7 @@ from tests.reference import (
     transformers_model,
 )
 
-LIMIT = 1e-9  # relative L2 error in float64
+LIMIT = 1e-9  # relative L2 error in float64; measured: outputs 4.4e-15, gradients 1.3e-11
 # A gradient that is zero but for rounding, as that of an attention's key bias, has no relative
 # error; it is compared with this part of the gradient of all parameters.
 NEGLIGIBLE = 1e-6
@@ -314,7 +314,7 @@ def test_float32_agrees_at_full_size_but_where_a_mask_is_undecided(tmp_path):
         size = (20 * 2 ** (index % 3),) * 2
         masks = F.interpolate(prediction["masks_queries_logits"], size, mode="bilinear")[0]
         decided &= masks.abs().amin((1, 2)) > 1e-5
-    assert decided.sum() > 50
+    assert decided.sum() > 50  # 75
     for name in ("class_queries_logits", "masks_queries_logits"):
         for query in decided.nonzero()[:, 0]:
-            assert relative_error(a[name][0, query], b[name][0, query]) < 1e-4, name
+            assert relative_error(a[name][0, query], b[name][0, query]) < 1e-4, name  # measured: 3.3e-6
