@@ -103,25 +103,33 @@ def mask_losses(
         _chosen(annotation, targets)
         for annotation, (_, targets) in zip(annotations, matches, strict=True)
     ]
-    with torch.no_grad():
-        points = get_uncertain_point_coords_with_randomness(
-            _without_ignored(logits, matched),
-            lambda sampled: -sampled.abs(),
-            config.train_num_points,
-            config.oversample_ratio,
-            config.importance_sample_ratio,
-        )
-        per_image = points.split([len(masks) for masks, _ in matched])
-        pairs = list(zip(matched, per_image, strict=True))
-        labels = torch.cat([sample_masks(masks, part)[:, 0] for (masks, _), part in pairs])
-        weights = torch.cat([point_weights(ignored, part)[:, 0] for (_, ignored), part in pairs])
-        counts = weights.sum(-1).clamp(min=1)
+    points, labels, weights = _draw_points(logits, matched, config)
     sampled = point_sample(logits, points)[:, 0]
-    bce = F.binary_cross_entropy_with_logits(sampled, labels, weights, reduction="none")
+    bce = F.binary_cross_entropy_with_logits(sampled, labels, weights, reduction="none").sum(-1)
+    bce = bce / weights.sum(-1).clamp(min=1)
     probabilities, labels = sampled.sigmoid() * weights, labels * weights
     overlap = (probabilities * labels).sum(-1)
     dice = 1 - (2 * overlap + 1) / (probabilities.sum(-1) + labels.sum(-1) + 1)
-    return (bce.sum(-1) / counts).sum() / num_masks, dice.sum() / num_masks
+    return bce.sum() / num_masks, dice.sum() / num_masks
+
+
+@torch.no_grad()
+def _draw_points(
+    logits: Tensor, matched: list[tuple[Tensor, Tensor | None]], config: Mask2FormerConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points (M, P, 2) for logits (M, 1, H, W); labels and weights of the points, (M, P) each."""
+    points = get_uncertain_point_coords_with_randomness(
+        _without_ignored(logits, matched),
+        lambda sampled: -sampled.abs(),
+        config.train_num_points,
+        config.oversample_ratio,
+        config.importance_sample_ratio,
+    )
+    per_image = points.split([len(masks) for masks, _ in matched])
+    pairs = list(zip(matched, per_image, strict=True))
+    labels = torch.cat([sample_masks(masks, part)[:, 0] for (masks, _), part in pairs])
+    weights = torch.cat([point_weights(ignored, part)[:, 0] for (_, ignored), part in pairs])
+    return points, labels, weights
 
 
 def _chosen(annotation: Annotation, targets: Tensor) -> tuple[Tensor, Tensor | None]:

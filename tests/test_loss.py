@@ -253,3 +253,14 @@ def test_a_padded_image_can_have_odd_extents():
     x = torch.randn(2, 3, 70, 90)
     loss = model(x, mask_labels=masks, class_labels=classes, pixel_mask=pixel_mask).loss
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [0, 2], [1, 0]])
+def test_padded_images_may_be_without_annotations(counts):
+    model = tiny_model()
+    masks, classes = make_labels(0, counts, (64, 64), 3)
+    pixel_mask = torch.ones(2, 64, 64)
+    pixel_mask[:, 40:] = 0
+    output = model(pixels(), mask_labels=masks, class_labels=classes, pixel_mask=pixel_mask)
+    output.loss.backward()
+    assert output.loss.isfinite()

@@ -317,4 +317,5 @@ def test_float32_agrees_at_full_size_but_where_a_mask_is_undecided(tmp_path):
     assert decided.sum() > 50  # 75
     for name in ("class_queries_logits", "masks_queries_logits"):
         for query in decided.nonzero()[:, 0]:
-            assert relative_error(a[name][0, query], b[name][0, query]) < 1e-4, name  # measured: 3.3e-6
+            error = relative_error(a[name][0, query], b[name][0, query])
+            assert error < 1e-4, name  # measured: 3.3e-6
