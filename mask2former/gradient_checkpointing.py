@@ -32,7 +32,7 @@ class LayerStack(nn.Module):
 
 
 class GradientCheckpointing:
-    """The switch, for a module that has `LayerStack`s in it."""
+    """The switch of both models, for all of their parts that have the flag."""
 
     supports_gradient_checkpointing = True
 
@@ -47,14 +47,15 @@ class GradientCheckpointing:
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether any part checkpoints its layers."""
-        return any(stack.gradient_checkpointing for stack in self._stacks())
+        return any(part.gradient_checkpointing for part in self._parts())
 
     def _set_gradient_checkpointing(self, value: bool) -> None:
-        for stack in self._stacks():
-            stack.gradient_checkpointing = value
+        for part in self._parts():
+            part.gradient_checkpointing = value
 
-    def _stacks(self) -> Iterator[LayerStack]:
-        return (module for module in self.modules() if isinstance(module, LayerStack))
+    def _parts(self) -> list[nn.Module]:
+        model = getattr(self, "model", self)  # the bare model in the one with a class head
+        return [model.backbone, model.pixel_decoder, model.transformer_decoder]
 
 
 @contextmanager
