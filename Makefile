@@ -1,4 +1,5 @@
-# make demo: segment a rendered scene.  make test: run all tests.  Both set up .venv first.
+# make demo: segment a rendered scene.  make test: run the tests, make test-all the slow ones too.
+# All set up .venv first.
 # A fresh machine needs python3 >= 3.10 and, for the compiled kernels, a C++ compiler.
 # make test-sanitize: the op tests on kernels that watch their memory accesses and arithmetic.
 # make wheel, then make test-wheel: the op tests on that wheel, in an environment of its own.
@@ -30,12 +31,15 @@ KERNELS := $(wildcard csrc/* csrc/*/*)
 EMULATION := $(wildcard $(addprefix tests/ops/emulation/,* include/*))
 CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION))
 
-.PHONY: demo test test-sanitize test-wheel cuda-report gpu-check lint format wheel clean
+.PHONY: demo test test-all test-sanitize test-wheel cuda-report gpu-check lint format wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/mask2former demo
 
 test: $(VENV)/installed-for-test
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/installed-for-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The tests run beside the library they are for, away from the package in the source tree; the CUDA

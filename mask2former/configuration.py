@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ class _Config:
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True, repr=False)
 
     MAY_BE_ZERO: ClassVar = {"encoder_layers", "ignore_value"}
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = {}  # least and greatest, of floats
 
     def _check_fields(self) -> None:
         """ValueError for a field whose value is not of the kind of its default."""
@@ -37,7 +39,10 @@ class _Config:
                 fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
                 kind = f"an integer of at least {least}"
             elif isinstance(default, float):
-                fits, kind = isinstance(value, (int, float)), "a number"
+                low, high = self.RANGES.get(f.name, (-math.inf, math.inf))
+                fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+                fits = fits and low <= value <= high
+                kind = "a number" if low == -math.inf else f"a number from {low} to {high}"
             elif isinstance(default, list):
                 fits = len(numbers) > 0 and all(isinstance(n, int) and n > 0 for n in numbers)
                 kind = "a list of positive integers"
@@ -185,12 +190,57 @@ class Mask2FormerConfig(_Config):
     queries. Labels come from `id2label` (default: two unnamed ones); `num_labels` may be given
     instead. Unknown keys are kept in `extra` and written back by `save_pretrained`.
 
+    Args:
+        backbone_config: a `SwinConfig`, a `ResNetConfig` or the dict of one; default: Swin-S.
+        feature_size: width of the pixel decoder, a multiple of 32.
+        mask_feature_size: width of the features at the common stride that masks are read from.
+        hidden_dim: width of the queries.
+        encoder_feedforward_dim, encoder_layers: of the pixel decoder's deformable encoder.
+        activation_function: between the two linear layers of decoder layers; see activations.py.
+        decoder_layers: predictions, one more than there are layers.
+        num_attention_heads: of encoder and decoder.
+        dropout: probability of every dropout in encoder and decoder layers, in training mode.
+        dim_feedforward: of the decoder layers.
+        pre_norm: whether decoder layers normalise before each block instead of after it.
+        enforce_input_projection: whether a 1x1 convolution leads from the pixel decoder to the
+            transformer decoder even where feature_size equals hidden_dim.
+        common_stride: of mask features and mask logits, in pixels.
+        feature_strides: of the backbone's feature maps, finest first. The last three go through the
+            encoder; from the finest of them log2(stride / common_stride) levels lead further up.
+        ignore_value: marks pixels in mask labels, and whole annotations by their class, that the
+            loss leaves out. A class of the model is never left out, nor a mask's own 0 and 1.
+        num_queries: masks that are predicted for each image.
+        no_object_weight: of the class "no object" in the cross-entropy.
+        class_weight, mask_weight, dice_weight: of the three losses, and of the matching costs.
+        train_num_points: points at which a mask is compared with an annotation.
+        oversample_ratio: candidates for each of them, at least 1; importance_sample_ratio: the part
+            of them that is chosen among the candidates for being unsure, from 0 to 1.
+        init_std: standard deviation of the truncated normal that the class head starts from. All
+            other weights start as in the paper's code: learned queries and level embeddings from a
+            standard normal.
+        init_xavier_std: gain of the Xavier initialisation of the transformer decoder.
+        use_auxiliary_loss: whether every prediction has a loss, or only the last one.
+        output_auxiliary_logits, output_hidden_states, output_attentions, return_dict: what the
+            models return unless told otherwise in the call.
+        id2label: name of each class; `num_labels`: their number, where they have no names.
+
     Raises:
         DataError: the backbone is none that this version has.
         ValueError: fields contradict each other.
     """
 
     model_type = "mask2former"
+    RANGES: ClassVar = {
+        "dropout": (0, 1),
+        "no_object_weight": (0, math.inf),
+        "class_weight": (0, math.inf),
+        "mask_weight": (0, math.inf),
+        "dice_weight": (0, math.inf),
+        "oversample_ratio": (1, math.inf),
+        "importance_sample_ratio": (0, 1),
+        "init_std": (0, math.inf),
+        "init_xavier_std": (0, math.inf),
+    }
 
     backbone_config: Any = None
     feature_size: int = 256

@@ -7,18 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mask2former.annotations import Annotation, point_weights, sample_masks
 from mask2former.configuration import Mask2FormerConfig
-from mask2former.matcher import Matches, match, sample_masks
+from mask2former.matcher import Matches, match
+from mask2former.precision import full_precision
 from mask2former_ops import point_sample
 from mask2former_ops.compat.detectron2 import get_uncertain_point_coords_with_randomness
+
+CERTAIN = 1e4  # a logit so far from zero that no point is drawn there for being unsure
 
 
 def segmentation_losses(
     class_logits: Tensor,
     mask_embeddings: Tensor,
     mask_features: Tensor,
-    mask_labels: list[Tensor],
-    class_labels: list[Tensor],
+    annotations: list[Annotation],
     config: Mask2FormerConfig,
 ) -> dict[str, Tensor]:
     """All weighted losses by name: the last prediction's, then with suffix `_i` the earlier ones'.
@@ -29,19 +32,14 @@ def segmentation_losses(
         class_logits: (L, N, Q, num_labels + 1) of L predictions, the last one the model's answer.
         mask_embeddings: (L, N, Q, C).
         mask_features: (N, C, H, W).
-        mask_labels: per image (T_i, H, W) with values from 0 to 1, as `check_labels` wants them.
-        class_labels: per image (T_i,).
+        annotations: one per image, on the device of the features.
     """
-    device = mask_features.device
-    mask_labels = [_sampleable(masks.to(device)) for masks in mask_labels]
-    class_labels = [labels.to(device, torch.int64) for labels in class_labels]
-    with torch.autocast(device.type, enabled=False):
+    with full_precision(mask_features.device):
         if mask_features.dtype != torch.float64:
             class_logits, mask_embeddings = class_logits.float(), mask_embeddings.float()
             mask_features = mask_features.float()
-        matches = match(
-            class_logits, mask_embeddings, mask_features, mask_labels, class_labels, config
-        )
+        matches = match(class_logits, mask_embeddings, mask_features, annotations, config)
+        class_labels = [annotation.labels for annotation in annotations]
         num_masks = average_num_masks(class_labels)
         losses = {}
         last = len(matches) - 1
@@ -50,7 +48,7 @@ def segmentation_losses(
             bce, dice = mask_losses(
                 mask_embeddings[layer],
                 mask_features,
-                mask_labels,
+                annotations,
                 matches[layer],
                 num_masks,
                 config,
@@ -79,7 +77,7 @@ def class_loss(
 def mask_losses(
     mask_embeddings: Tensor,
     mask_features: Tensor,
-    mask_labels: list[Tensor],
+    annotations: list[Annotation],
     matches: Matches,
     num_masks: Tensor,
     config: Mask2FormerConfig,
@@ -87,12 +85,13 @@ def mask_losses(
     """Binary cross-entropy and dice of the matched queries' masks, one prediction of (N, Q, C).
 
     Only the matched queries' masks are built. Points are drawn for each mask by itself, most of
-    them where the prediction is unsure.
+    them where the prediction is unsure; of these, points that touch ignored pixels do not count.
     """
     device = mask_features.device
+    matches = [(queries.to(device), targets.to(device)) for queries, targets in matches]
     logits = torch.cat(
         [
-            torch.einsum("qc,chw->qhw", mask_embeddings[i, queries.to(device)], mask_features[i])
+            torch.einsum("qc,chw->qhw", mask_embeddings[i, queries], mask_features[i])
             for i, (queries, _) in enumerate(matches)
         ]
     )
@@ -100,27 +99,60 @@ def mask_losses(
         zero = mask_embeddings.sum() * 0 + mask_features.sum() * 0
         return zero, zero
     logits = logits[:, None]
-    with torch.no_grad():
-        points = get_uncertain_point_coords_with_randomness(
-            logits,
-            lambda sampled: -sampled.abs(),
-            config.train_num_points,
-            config.oversample_ratio,
-            config.importance_sample_ratio,
-        )
-        per_image = points.split([len(targets) for _, targets in matches])
-        labels = torch.cat(
-            [
-                sample_masks(masks[targets.to(device), None], part)[:, 0]
-                for masks, (_, targets), part in zip(mask_labels, matches, per_image, strict=True)
-            ]
-        )
+    matched = [
+        _chosen(annotation, targets)
+        for annotation, (_, targets) in zip(annotations, matches, strict=True)
+    ]
+    points, labels, weights = _draw_points(logits, matched, config)
     sampled = point_sample(logits, points)[:, 0]
-    bce = F.binary_cross_entropy_with_logits(sampled, labels, reduction="none").mean(1).sum()
-    probabilities = sampled.sigmoid()
+    bce = F.binary_cross_entropy_with_logits(sampled, labels, weights, reduction="none").sum(-1)
+    bce = bce / weights.sum(-1).clamp(min=1)
+    probabilities, labels = sampled.sigmoid() * weights, labels * weights
     overlap = (probabilities * labels).sum(-1)
     dice = 1 - (2 * overlap + 1) / (probabilities.sum(-1) + labels.sum(-1) + 1)
-    return bce / num_masks, dice.sum() / num_masks
+    return bce.sum() / num_masks, dice.sum() / num_masks
+
+
+@torch.no_grad()
+def _draw_points(
+    logits: Tensor, matched: list[tuple[Tensor, Tensor | None]], config: Mask2FormerConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points (M, P, 2) for logits (M, 1, H, W); labels and weights of the points, (M, P) each."""
+    points = get_uncertain_point_coords_with_randomness(
+        _without_ignored(logits, matched),
+        lambda sampled: -sampled.abs(),
+        config.train_num_points,
+        config.oversample_ratio,
+        config.importance_sample_ratio,
+    )
+    per_image = points.split([len(masks) for masks, _ in matched])
+    pairs = list(zip(matched, per_image, strict=True))
+    labels = torch.cat([sample_masks(masks, part)[:, 0] for (masks, _), part in pairs])
+    weights = torch.cat([point_weights(ignored, part)[:, 0] for (_, ignored), part in pairs])
+    return points, labels, weights
+
+
+def _chosen(annotation: Annotation, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The masks (M, 1, H, W) of the chosen annotations, and what is ignored of each."""
+    masks, ignored = annotation.masks, annotation.ignored
+    if ignored is not None:
+        ignored = ignored.expand(masks.shape)[targets, None]
+    return masks[targets, None], ignored
+
+
+def _without_ignored(logits: Tensor, matched: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Logits (M, 1, H, W) in which no cell that is ignored seems unsure."""
+    if all(ignored is None for _, ignored in matched):
+        return logits
+    parts = []
+    for part, (_, ignored) in zip(
+        logits.split([len(masks) for masks, _ in matched]), matched, strict=True
+    ):
+        if ignored is not None and len(part) > 0:
+            cells = F.interpolate(ignored.to(torch.uint8), part.shape[-2:], mode="nearest-exact")
+            part = part.masked_fill(cells.bool(), CERTAIN)
+        parts.append(part)
+    return torch.cat(parts)
 
 
 def average_num_masks(class_labels: list[Tensor]) -> Tensor:
@@ -132,49 +164,3 @@ def average_num_masks(class_labels: list[Tensor]) -> Tensor:
         torch.distributed.all_reduce(count)
         count /= torch.distributed.get_world_size()
     return count.clamp(min=1)
-
-
-def _sampleable(masks: Tensor) -> Tensor:
-    """Masks in a dtype that `point_sample` reads as it lies, at no precision lost."""
-    if masks.dtype in (torch.bool, torch.uint8, torch.float32):
-        return masks
-    return masks.float() if masks.is_floating_point() else masks.to(torch.uint8)
-
-
-def check_labels(
-    mask_labels: list[Tensor],
-    class_labels: list[Tensor],
-    batch: int,
-    size: tuple[int, int],
-    config: Mask2FormerConfig,
-) -> None:
-    """Whether labels fit each other, pixel values of (height, width) `size`, and the classes.
-
-    Raises:
-        ValueError: they do not; the message names the image.
-    """
-    if not len(mask_labels) == len(class_labels) == batch:
-        raise ValueError(
-            f"mask_labels has {len(mask_labels)} and class_labels {len(class_labels)} entries for "
-            f"{batch} images; give one entry per image."
-        )
-    for i, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        if masks.dim() != 3 or masks.shape[1:] != size or labels.shape != masks.shape[:1]:
-            raise ValueError(
-                f"mask_labels[{i}] has shape {tuple(masks.shape)} and class_labels[{i}] "
-                f"{tuple(labels.shape)}; expected (T, {size[0]}, {size[1]}), the size of "
-                "pixel_values, and (T,)."
-            )
-        if len(labels) == 0:
-            continue
-        lowest, highest = int(labels.min()), int(labels.max())
-        if lowest < 0 or highest >= config.num_labels:
-            raise ValueError(
-                f"class_labels[{i}] has labels from {lowest} to {highest}, but the model knows 0 "
-                f"to {config.num_labels - 1}."
-            )
-        if masks.dtype != torch.bool and (masks.min() < 0 or masks.max() > 1):
-            raise ValueError(
-                f"mask_labels[{i}] has values from {masks.min().item():g} to "
-                f"{masks.max().item():g}; give 0 and 1, for example masks > 0."
-            )

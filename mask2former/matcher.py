@@ -7,6 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from mask2former.annotations import Annotation, point_weights, sample_masks
 from mask2former.configuration import Mask2FormerConfig
 from mask2former_ops import point_sample
 
@@ -17,26 +18,12 @@ REPELLENT_COST = 1e12
 Matches = list[tuple[Tensor, Tensor]]
 
 
-def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
-    """Annotated masks at points, sampled as they lie, in the dtype of the points.
-
-    Args:
-        masks: (N, C, H, W), bool, uint8 or floating.
-        points: (N or 1, P, 2) as (x, y) in [0, 1], float32 or float64.
-
-    Returns:
-        (N, C, P).
-    """
-    # Non-floating masks are sampled into float32, which would cost a float64 model its precision.
-    masks = masks.double() if points.dtype == torch.float64 else masks
-    return point_sample(masks, points).to(points.dtype)
-
-
 def matching_costs(
     class_logits: Tensor,
     mask_points: Tensor,
     class_labels: Tensor,
     label_points: Tensor,
+    weights: Tensor,
     config: Mask2FormerConfig,
 ) -> Tensor:
     """Cost of giving each annotated mask to each query, for several predictions of one image.
@@ -49,17 +36,19 @@ def matching_costs(
         mask_points: mask logits at the points, (L, Q, P).
         class_labels: int64 (T,).
         label_points: annotated masks at the points in [0, 1], (T, P).
+        weights: 1 where a point counts, 0 where it is ignored, (T or 1, P).
 
     Returns:
         (L, Q, T), finite.
     """
     cost_class = -class_logits.softmax(-1)[..., class_labels]
+    label_points = label_points * weights
     # Summed over points: t * softplus(-x) + (1 - t) * softplus(x) = softplus(x) - t * x.
-    cross_entropy = F.softplus(mask_points).sum(-1, keepdim=True) - mask_points @ label_points.T
-    cost_mask = cross_entropy / mask_points.shape[-1]
+    cross_entropy = F.softplus(mask_points) @ weights.T - mask_points @ label_points.T
+    cost_mask = cross_entropy / weights.sum(-1).clamp(min=1)
     probabilities = mask_points.sigmoid()
     overlap = probabilities @ label_points.T
-    total = probabilities.sum(-1, keepdim=True) + label_points.sum(-1)
+    total = probabilities @ weights.T + label_points.sum(-1)
     cost_dice = 1 - (2 * overlap + 1) / (total + 1)
     cost = (
         config.class_weight * cost_class
@@ -74,8 +63,7 @@ def match(
     class_logits: Tensor,
     mask_embeddings: Tensor,
     mask_features: Tensor,
-    mask_labels: list[Tensor],
-    class_labels: list[Tensor],
+    annotations: list[Annotation],
     config: Mask2FormerConfig,
 ) -> list[Matches]:
     """Match each prediction's queries to the annotated masks of each image.
@@ -88,15 +76,14 @@ def match(
         class_logits: (L, N, Q, num_labels + 1) of L predictions.
         mask_embeddings: (L, N, Q, C).
         mask_features: (N, C, H, W).
-        mask_labels: per image (T_i, H_i, W_i).
-        class_labels: per image int64 (T_i,).
+        annotations: one per image, with T_i masks.
 
     Returns:
         Per prediction and image (queries, targets), int64 on the host, min(Q, T_i) each.
     """
     layers, _, queries, _ = class_logits.shape
     costs = []
-    for i, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
+    for i, (masks, labels, ignored) in enumerate(annotations):
         points = torch.rand(
             1, config.train_num_points, 2, dtype=mask_features.dtype, device=mask_features.device
         )
@@ -107,14 +94,15 @@ def match(
                 mask_embeddings[:, i] @ features,
                 labels,
                 sample_masks(masks[None], points)[0],
+                point_weights(None if ignored is None else ignored[None], points)[0],
                 config,
             )
         )
     on_host = torch.cat([cost.flatten() for cost in costs]).cpu()
-    sizes = [layers * queries * len(labels) for labels in class_labels]
+    sizes = [layers * queries * len(annotation.labels) for annotation in annotations]
     per_image = [
-        part.view(layers, queries, len(labels)).numpy()
-        for part, labels in zip(on_host.split(sizes), class_labels, strict=True)
+        part.view(layers, queries, len(annotation.labels)).numpy()
+        for part, annotation in zip(on_host.split(sizes), annotations, strict=True)
     ]
     return [
         [

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mask2former.annotations import check_labels, make_annotations
 from mask2former.backbones import BACKBONES
 from mask2former.checkpoints.folder import read_weights, save_weights
 from mask2former.checkpoints.huggingface import BASE_PREFIX, from_huggingface, to_huggingface
 from mask2former.configuration import CONFIG_NAME, Mask2FormerConfig
 from mask2former.errors import DataError
-from mask2former.loss import check_labels, segmentation_losses
+from mask2former.gradient_checkpointing import GradientCheckpointing
+from mask2former.loss import segmentation_losses
 from mask2former.outputs import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
 from mask2former.padding import checked_mask, whole_cells
 from mask2former.pixel_decoder import PixelDecoder, PixelDecoderOutput
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Self  # since Python 3.11
 
 
-class _Pretrained(nn.Module):
+class _Pretrained(GradientCheckpointing, nn.Module):
     """Loading and saving, for a model whose parameters the format names behind `prefix`."""
 
     config: Mask2FormerConfig
@@ -148,6 +150,9 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
         self.config = config
         self.model = Mask2FormerModel(config)
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        with torch.no_grad():
+            nn.init.trunc_normal_(self.class_predictor.weight).mul_(config.init_std)
+            nn.init.zeros_(self.class_predictor.bias)
 
     @property
     def device(self) -> torch.device:
@@ -175,8 +180,10 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
         Args:
             pixel_values: normalised images (N, C, H, W), floating.
             mask_labels: per image (T_i, H, W), the size of pixel_values, of any dtype, with values
-                from 0 to 1; bool takes the least memory. T_i may be 0.
-            class_labels: per image (T_i,), integer.
+                from 0 to 1; bool takes the least memory. Pixels of the configuration's ignore_value
+                and padding take no part in matching and mask losses. T_i may be 0.
+            class_labels: per image (T_i,), integer; an annotation of class ignore_value, if that is
+                no class of the model, is left out.
             pixel_mask: (N, H, W), non-zero where there is image and 0 where there is padding, which
                 must lie at the bottom and right. An image gives the same answer in any batch.
                 Default: no padding. With padding, a canvas that is no multiple of the coarsest
@@ -226,13 +233,15 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
         if pixels.pixel_mask is not None:
             stride = self.model.backbone.stride
             mask_labels = [whole_cells(masks, stride) for masks in mask_labels]
+        annotations = make_annotations(
+            mask_labels, class_labels, pixels.pixel_mask, self.config, pixels.mask_features.device
+        )
         first = 0 if self.config.use_auxiliary_loss else -1
         return segmentation_losses(
             self.class_predictor(torch.stack(decoded.states[first:])),
             torch.stack(decoded.mask_embeddings[first:]),
             pixels.mask_features,
-            mask_labels,
-            class_labels,
+            annotations,
             self.config,
         )
 

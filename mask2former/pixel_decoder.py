@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask2former.configuration import Mask2FormerConfig
+from mask2former.gradient_checkpointing import LayerStack
 from mask2former.padding import cell_mask, group_norm, resize, without_padding
 from mask2former.position import sine_position_embedding
+from mask2former.precision import full_precision
 from mask2former_ops.modules import MSDeformAttn
 
 NUM_LEVELS = 3
@@ -100,7 +102,7 @@ def _apply(layers: nn.Sequential, x: Tensor, pixel_mask: Tensor | None) -> Tenso
     return group_norm(convolution(x), norm, pixel_mask)
 
 
-class PixelDecoder(nn.Module):
+class PixelDecoder(LayerStack):
     """Mixes the three coarsest backbone levels, then climbs to the common stride.
 
     Args:
@@ -118,6 +120,12 @@ class PixelDecoder(nn.Module):
             raise ValueError(f"feature_size is {dim}; it must be a multiple of {NUM_GROUPS}.")
         finest = min(config.feature_strides[-NUM_LEVELS:])
         self.num_fpn_levels = int(math.log2(finest) - math.log2(config.common_stride))
+        if len(config.feature_strides) < NUM_LEVELS or finest < config.common_stride:
+            raise ValueError(
+                f"feature_strides {config.feature_strides} must have at least {NUM_LEVELS} "
+                f"entries, the last {NUM_LEVELS} of them no smaller than common_stride "
+                f"{config.common_stride}."
+            )
         if len(channels) < NUM_LEVELS + self.num_fpn_levels:
             raise ValueError(
                 f"The backbone returns {len(channels)} feature maps, but feature_strides "
@@ -146,7 +154,14 @@ class PixelDecoder(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: list[Tensor], pixel_mask: Tensor | None) -> PixelDecoderOutput:
-        """`features` finest first; `pixel_mask` bool (N, H, W), True where there is image."""
+        """`features` finest first; `pixel_mask` bool (N, H, W), True where there is image.
+
+        Under autocast all is computed in the dtype of the parameters, as in the paper's code.
+        """
+        with full_precision(features[0].device):
+            return self._decode([x.to(self.level_embed.dtype) for x in features], pixel_mask)
+
+    def _decode(self, features: list[Tensor], pixel_mask: Tensor | None) -> PixelDecoderOutput:
         coarse = features[-NUM_LEVELS:][::-1]
         levels = [
             _apply(projection, x, pixel_mask)
@@ -188,7 +203,7 @@ class PixelDecoder(nn.Module):
         # Half precision is half a cell coarse at 128 cells, and the layer's locations follow these.
         points = reference_points(valid, torch.promote_types(dtype, torch.float32))
         for layer in self.layers:
-            x = layer(x, position, points, spatial_shapes, level_start_index, padding)
+            x = self.run(layer, x, position, points, spatial_shapes, level_start_index, padding)
         levels = [
             part.transpose(1, 2).unflatten(2, shape)
             for part, shape in zip(x.split(sizes, dim=1), shapes, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from mask2former.activations import ACTIVATIONS
 from mask2former.configuration import Mask2FormerConfig
+from mask2former.gradient_checkpointing import LayerStack
 from mask2former.padding import resize
 from mask2former.pixel_decoder import NUM_LEVELS, PixelDecoderOutput
 from mask2former.position import sine_position_embedding
@@ -103,29 +105,31 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         memory_position: Tensor,
         allowed: Tensor,
-        attentions: list[Tensor] | None,
-    ) -> Tensor:
+        output_attentions: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         """One step of the queries `x` (N, Q, C) over `memory` (N, S, C).
 
-        The self-attention probabilities are appended to `attentions` unless it is None.
+        Returns the queries and, if asked for, the self-attention probabilities.
         """
+        weights = None
         keys = memory + memory_position
 
         def cross(y: Tensor) -> Tensor:
             return self.cross_attn(y + query_position, keys, memory, allowed)
 
         def among(y: Tensor) -> Tensor:
+            nonlocal weights
             placed = y + query_position
-            if attentions is not None:
-                attentions.append(self.self_attn.weights(placed, placed))
+            if output_attentions:
+                weights = self.self_attn.weights(placed, placed)
             return self.self_attn(placed, placed, y)
 
         x = self._residual(x, self.cross_attn_norm, cross)
         x = self._residual(x, self.self_attn_norm, among)
-        return self._residual(x, self.final_norm, self._feed_forward)
+        return self._residual(x, self.final_norm, self._feed_forward), weights
 
 
-class TransformerDecoder(nn.Module):
+class TransformerDecoder(LayerStack):
     """Learned queries that look, layer by layer, only where their own last mask is."""
 
     def __init__(self, config: Mask2FormerConfig) -> None:
@@ -151,13 +155,19 @@ class TransformerDecoder(nn.Module):
 
     def _initialise(self, gain: float) -> None:
         # Embeddings keep their standard normal, and the mask head nn.Linear's default, as in the
-        # paper's code.
+        # paper's code, whatever transformers' versions made of it.
         for parameter in self.layers.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter, gain=gain)
+        for attention in (m for m in self.layers.modules() if isinstance(m, Attention)):
+            for projection in (attention.query, attention.key, attention.value):
+                # There these three are one matrix, with the wider fan of three.
+                nn.init.xavier_uniform_(projection.weight, gain=gain * math.sqrt(0.5))
+                nn.init.zeros_(projection.bias)
+            nn.init.zeros_(attention.output.bias)
         for projection in self.input_projections:
             if isinstance(projection, nn.Conv2d):
-                nn.init.kaiming_uniform_(projection.weight, a=1)
+                nn.init.xavier_uniform_(projection.weight, gain=gain)
                 nn.init.zeros_(projection.bias)
 
     def embed_masks(self, states: Tensor) -> Tensor:
@@ -191,13 +201,22 @@ class TransformerDecoder(nn.Module):
         query_position = self.query_position.weight.expand(n, -1, -1)
         out = DecoderOutput(last=x)
         self._predict(x, out)
-        attentions = out.attentions if output_attentions else None
         for index, layer in enumerate(self.layers):
             if output_hidden_states:
                 out.hidden_states.append(x)
             level = index % NUM_LEVELS
             allowed = attention_mask(out.mask_embeddings[-1], shrunk[level], pixels.valid[level])
-            x = layer(x, query_position, memories[level], positions[level], allowed, attentions)
+            x, weights = self.run(
+                layer,
+                x,
+                query_position,
+                memories[level],
+                positions[level],
+                allowed,
+                output_attentions,
+            )
+            if output_attentions:
+                out.attentions.append(weights)
             self._predict(x, out)
         if output_hidden_states:
             out.hidden_states.append(x)

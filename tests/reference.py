@@ -14,16 +14,14 @@ from mask2former import (
 )
 
 
-def transformers_model(backbone: str, **options):
-    """A transformers model with Swin-T or ResNet-50; `options` override the configuration."""
+def transformers_model(backbone: str, backbone_options: dict | None = None, **options):
+    """A transformers model with Swin-T or ResNet-50; the options override the configurations."""
     transformers = pytest.importorskip("transformers")
+    backbones = {"swin": transformers.SwinConfig, "resnet": transformers.ResNetConfig}
     stages = ["stage1", "stage2", "stage3", "stage4"]
-    backbones = {
-        "swin": lambda: transformers.SwinConfig(out_features=stages),
-        "resnet": lambda: transformers.ResNetConfig(out_features=stages),
-    }
+    backbone_config = backbones[backbone](**{"out_features": stages} | (backbone_options or {}))
     options = {"num_labels": 5, "num_queries": 12, "train_num_points": 300, **options}
-    config = transformers.Mask2FormerConfig(backbone_config=backbones[backbone](), **options)
+    config = transformers.Mask2FormerConfig(backbone_config=backbone_config, **options)
     return transformers.Mask2FormerForUniversalSegmentation(config)
 
 

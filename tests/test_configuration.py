@@ -12,6 +12,14 @@ def test_defaults_are_the_documented_ones():
     assert (config.encoder_feedforward_dim, config.dim_feedforward) == (1024, 2048)
     assert (config.class_weight, config.mask_weight, config.dice_weight) == (2.0, 5.0, 5.0)
     assert (config.no_object_weight, config.train_num_points) == (0.1, 12544)
+    assert (config.activation_function, config.num_attention_heads) == ("relu", 8)
+    assert (config.oversample_ratio, config.importance_sample_ratio) == (3.0, 0.75)
+    assert (config.init_std, config.init_xavier_std, config.dropout) == (0.02, 1.0, 0.0)
+    assert (config.common_stride, config.feature_strides) == (4, [4, 8, 16, 32])
+    assert config.pre_norm is config.enforce_input_projection is False
+    assert config.use_auxiliary_loss is True
+    assert config.output_auxiliary_logits is None
+    assert config.ignore_value == 255
     assert config.backbone_config.model_type == "swin"
     assert config.backbone_config.depths == [2, 2, 18, 2]
     assert config.num_labels == 2
@@ -36,6 +44,43 @@ def test_round_trip_through_a_folder_keeps_everything(tmp_path, backbone):
     again = Mask2FormerConfig.from_pretrained(tmp_path)
     assert again == config
     assert again.label2id == {"cat": 0, "sky": 1, "sea": 2}
+
+
+def test_every_documented_parameter_survives_a_round_trip(tmp_path):
+    changed = {
+        "feature_size": 64,
+        "mask_feature_size": 40,
+        "hidden_dim": 32,
+        "encoder_feedforward_dim": 48,
+        "activation_function": "gelu",
+        "encoder_layers": 2,
+        "decoder_layers": 3,
+        "num_attention_heads": 4,
+        "dropout": 0.25,
+        "dim_feedforward": 56,
+        "pre_norm": True,
+        "enforce_input_projection": True,
+        "common_stride": 8,
+        "ignore_value": 254,
+        "num_queries": 9,
+        "no_object_weight": 0.5,
+        "class_weight": 3.0,
+        "mask_weight": 4.0,
+        "dice_weight": 6.0,
+        "train_num_points": 11,
+        "oversample_ratio": 2.0,
+        "importance_sample_ratio": 0.5,
+        "init_std": 0.1,
+        "init_xavier_std": 2.0,
+        "use_auxiliary_loss": False,
+        "feature_strides": [8, 16, 32],
+        "output_auxiliary_logits": True,
+    }
+    default = Mask2FormerConfig()
+    assert all(getattr(default, name) != value for name, value in changed.items())
+    Mask2FormerConfig(**changed).save_pretrained(tmp_path)
+    again = Mask2FormerConfig.from_pretrained(tmp_path)
+    assert {name: getattr(again, name) for name in changed} == changed
 
 
 def test_unknown_keys_survive_a_round_trip(tmp_path):
@@ -87,7 +132,13 @@ def test_a_named_backbone_is_refused_instead_of_replaced():
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"decoder_layers": 0}, "decoder_layers is 0"),
         ({"encoder_layers": -3}, "encoder_layers is -3; it must be an integer of at least 0"),
-        ({"dropout": "no"}, "dropout is 'no'; it must be a number"),
+        ({"dropout": "no"}, "dropout is 'no'; it must be a number from 0 to 1"),
+        ({"dropout": 1.5}, "dropout is 1.5; it must be a number from 0 to 1"),
+        ({"dropout": True}, "dropout is True"),
+        ({"mask_weight": -1}, "mask_weight is -1; it must be a number from 0 to inf"),
+        ({"class_weight": float("nan")}, "class_weight is nan"),
+        ({"oversample_ratio": 0.5}, "oversample_ratio is 0.5; it must be a number from 1"),
+        ({"importance_sample_ratio": 2}, "importance_sample_ratio is 2"),
         ({"pre_norm": "yes"}, "pre_norm is 'yes'; it must be true or false"),
         ({"feature_strides": []}, "feature_strides is .*; it must be a list of positive integers"),
         ({"id2label": [1, 2]}, "id2label is .*; it must be a dict"),

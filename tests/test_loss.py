@@ -2,11 +2,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mask2former.loss import class_loss, segmentation_losses
-from tests.reference import make_labels, tiny_model
-
-ONE = torch.zeros(1, 64, 64)
-ONE[:, :8] = 1
+from mask2former import loss
+from mask2former.annotations import Annotation
+from mask2former.loss import class_loss, mask_losses, segmentation_losses
+from tests.reference import make_labels, randomise, relative_error, tiny_model
 
 
 def pixels(batch=2, size=64):
@@ -74,24 +73,6 @@ def test_class_loss_is_weighted_cross_entropy_with_no_object():
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("masks", "classes", "message"),
-    [
-        ([ONE], [torch.zeros(1).long()], "entries for 2 images"),
-        ([ONE[0]] * 2, [torch.zeros(1).long()] * 2, r"\[0\] has shape \(64, 64\)"),
-        ([ONE[:, :8]] * 2, [torch.zeros(1).long()] * 2, r"expected \(T, 64, 64\), the size of pix"),
-        ([ONE] * 2, [torch.zeros(2).long()] * 2, r"class_labels\[0\] \(2,\)"),
-        ([ONE] * 2, [torch.tensor([3])] * 2, "labels from 3 to 3, but the model knows 0 to 2"),
-        ([ONE * 255] * 2, [torch.tensor([1])] * 2, r"values from 0 to 255; give 0 and 1"),
-        ([(ONE * 255).byte()] * 2, [torch.tensor([1])] * 2, r"values from 0 to 255"),
-    ],
-)
-def test_labels_that_do_not_fit_are_named(masks, classes, message):
-    model = tiny_model()
-    with pytest.raises(ValueError, match=message):
-        model(pixels(), mask_labels=masks, class_labels=classes)
-
-
 def test_half_precision_model_outputs_are_summed_in_float32():
     generator = torch.Generator().manual_seed(0)
     parts = [
@@ -99,5 +80,187 @@ def test_half_precision_model_outputs_are_summed_in_float32():
         for shape in [(1, 1, 4, 4), (1, 1, 4, 8), (1, 8, 6, 6)]
     ]
     masks, classes = make_labels(0, [2], (24, 24), 3)
-    losses = segmentation_losses(*parts, masks, classes, tiny_model().config)
+    annotations = [Annotation(masks[0], classes[0])]
+    losses = segmentation_losses(*parts, annotations, tiny_model().config)
     assert all(loss.dtype == torch.float32 for loss in losses.values())
+
+
+def test_autocast_changes_nothing_in_the_loss():
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        torch.randn(*shape, generator=generator)
+        for shape in [(2, 1, 4, 4), (2, 1, 4, 8), (1, 8, 6, 6)]
+    ]
+    masks, classes = make_labels(0, [2], (24, 24), 3)
+    losses = []
+    for autocast in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            annotations = [Annotation(masks[0], classes[0])]
+            losses.append(segmentation_losses(*parts, annotations, tiny_model().config))
+    assert losses[0] == losses[1]
+
+
+def test_each_weight_of_the_configuration_scales_its_loss_alone():
+    model, (masks, classes) = tiny_model(), make_labels(0, [1], (64, 64), 3)
+    losses = []
+    for scale in (1, 3):
+        model.config.class_weight = 2.0 * scale
+        model.config.mask_weight = 5.0 * scale
+        model.config.dice_weight = 5.0 * scale
+        torch.manual_seed(0)
+        losses.append(model(pixels(1), mask_labels=masks, class_labels=classes).loss_dict)
+    for name, value in losses[0].items():
+        assert float(losses[1][name]) == pytest.approx(3 * float(value), rel=1e-5)
+
+
+def test_points_are_drawn_as_the_configuration_says(monkeypatch):
+    drawn = []
+    original = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *s, **k: drawn.append(s[1]) or original(*s, **k))
+    model = tiny_model(
+        train_num_points=40,
+        oversample_ratio=2.5,
+        importance_sample_ratio=0.25,
+        use_auxiliary_loss=False,
+    )
+    masks, classes = make_labels(0, [2], (64, 64), 3)
+    model(pixels(1), mask_labels=masks, class_labels=classes)
+    assert drawn == [40, 100, 30]  # for matching; candidates, and points at random, for the loss
+
+
+# ---- what is ignored ----------------------------------------------------------------------------
+
+
+def random_prediction(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(1, 4, 8, generator=generator, dtype=torch.float64)
+    features = torch.randn(1, 8, 8, 8, generator=generator, dtype=torch.float64)
+    return embeddings, features
+
+
+def losses_of(features, annotation, config):
+    embeddings, _ = random_prediction()
+    matches = [(torch.tensor([0, 3]), torch.tensor([1, 0]))]
+    torch.manual_seed(2)
+    return mask_losses(embeddings, features, [annotation], matches, torch.tensor(2.0), config)
+
+
+def test_mask_losses_are_those_of_the_points_that_count():
+    """The same points, with the loss of those that touch no ignored pixel written out."""
+    config = tiny_model(importance_sample_ratio=0.0).config
+    (embeddings, features), (masks, classes) = random_prediction(), make_labels(0, [2], (16, 16), 3)
+    ignored = torch.zeros(2, 16, 16, dtype=torch.bool)
+    ignored[0, :, 8:] = ignored[1, 12:] = True
+    bce, dice = losses_of(features, Annotation(masks[0], classes[0], ignored), config)
+    torch.manual_seed(2)
+    torch.rand(2, 150, 2, dtype=torch.float64)  # candidates, of which none is chosen
+    points = torch.rand(2, 50, 2, dtype=torch.float64)
+
+    def at(map_, place):
+        grid = (2 * place - 1)[None, None]
+        return F.grid_sample(map_[None, None].double(), grid, align_corners=False)[0, 0, 0]
+
+    expected_bce, expected_dice = 0, 0
+    for query, target, place in ((0, 1, points[0]), (3, 0, points[1])):
+        counts = at(ignored[target], place) == 0
+        assert 10 < counts.sum() < 50
+        x = at(torch.einsum("c,chw->hw", embeddings[0, query], features[0]), place)[counts]
+        t = at(masks[0][target], place)[counts]
+        p = x.sigmoid()
+        expected_bce += F.binary_cross_entropy_with_logits(x, t)
+        expected_dice += 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+    assert float(bce) == pytest.approx(float(expected_bce / 2), rel=1e-12)
+    assert float(dice) == pytest.approx(float(expected_dice / 2), rel=1e-12)
+
+
+def test_nothing_ignored_is_the_loss_without_a_mask():
+    config = tiny_model().config
+    (_, features), (masks, classes) = random_prediction(), make_labels(0, [2], (16, 16), 3)
+    none = losses_of(features, Annotation(masks[0], classes[0]), config)
+    nothing = torch.zeros(1, 16, 16, dtype=torch.bool)
+    assert none == losses_of(features, Annotation(masks[0], classes[0], nothing), config)
+
+
+def test_predictions_under_ignored_pixels_have_no_loss_and_draw_no_points(monkeypatch):
+    """Unsure as they are, they must not take the points away from the image."""
+    config = tiny_model(train_num_points=40, importance_sample_ratio=1.0).config
+    (_, features), (masks, classes) = random_prediction(), make_labels(0, [2], (16, 16), 3)
+    ignored = torch.zeros(1, 16, 16, dtype=torch.bool)
+    ignored[..., 8:] = True
+    features[..., 4:] = 0  # logits of 0 are as unsure as can be
+    features.requires_grad_()
+    counted = []
+    original = loss.point_weights
+    monkeypatch.setattr(
+        loss, "point_weights", lambda *a: counted.append(original(*a)) or counted[-1]
+    )
+    bce, dice = losses_of(features, Annotation(masks[0], classes[0], ignored), config)
+    (bce + dice).backward()
+    assert features.grad[..., 4:].abs().max() == 0
+    # Half of the 120 candidates for each mask lie in the ignored half.
+    assert torch.equal(counted[0], torch.ones(2, 1, 40, dtype=torch.float64))
+
+
+def test_an_annotation_that_is_ignored_altogether_has_no_mask_loss():
+    config = tiny_model().config
+    (_, features), (masks, classes) = random_prediction(), make_labels(0, [2], (16, 16), 3)
+    everything = torch.ones(1, 16, 16, dtype=torch.bool)
+    losses = losses_of(features, Annotation(masks[0], classes[0], everything), config)
+    assert [float(loss) for loss in losses] == [0, 0]
+
+
+def test_values_to_ignore_in_the_masks_count_for_nothing():
+    """Two masks that differ in ignored pixels only have the same loss; as values they would not."""
+    model, (masks, classes) = tiny_model(), make_labels(0, [2], (64, 64), 3)
+    losses = []
+    for inside in (0, 1):
+        labels = masks[0].clone()
+        labels[:, 32:] = inside
+        labels[:, 30:] = 255
+        torch.manual_seed(0)
+        losses.append(model(pixels(1), mask_labels=[labels], class_labels=classes).loss)
+    assert losses[0] == losses[1]
+    torch.manual_seed(0)
+    assert model(pixels(1), mask_labels=masks, class_labels=classes).loss != losses[0]
+
+
+def test_padding_takes_no_part_in_the_loss():
+    """What lies in the padding, in pixels or masks, does not change loss or gradients."""
+    model = randomise(tiny_model(), seed=3).double()
+    masks, classes = make_labels(0, [2, 1], (96, 128), 3)
+    pixel_mask = torch.ones(2, 96, 128)
+    pixel_mask[0, 64:] = pixel_mask[0, :, 64:] = 0
+    results = []
+    for garbage in (0.0, 1.0):
+        x = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0)).double()
+        x[0, :, 64:], masks[0][:, 64:], masks[0][..., 64:] = garbage, garbage, garbage
+        model.zero_grad()
+        torch.manual_seed(0)
+        output = model(x, mask_labels=masks, class_labels=classes, pixel_mask=pixel_mask)
+        output.loss.backward()
+        gradients = [p.grad.flatten() for p in model.parameters()]
+        results.append((output.loss.detach(), torch.cat(gradients)))
+    assert relative_error(results[0][0], results[1][0]) < 1e-12
+    assert relative_error(results[0][1], results[1][1]) < 1e-9
+
+
+def test_a_padded_image_can_have_odd_extents():
+    model = tiny_model("swin")
+    masks, classes = make_labels(0, [2, 1], (70, 90), 3)
+    pixel_mask = torch.ones(2, 70, 90)
+    pixel_mask[0, 41:] = pixel_mask[0, :, 53:] = 0
+    x = torch.randn(2, 3, 70, 90)
+    loss = model(x, mask_labels=masks, class_labels=classes, pixel_mask=pixel_mask).loss
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [0, 2], [1, 0]])
+def test_padded_images_may_be_without_annotations(counts):
+    model = tiny_model()
+    masks, classes = make_labels(0, counts, (64, 64), 3)
+    pixel_mask = torch.ones(2, 64, 64)
+    pixel_mask[:, 40:] = 0
+    output = model(pixels(), mask_labels=masks, class_labels=classes, pixel_mask=pixel_mask)
+    output.loss.backward()
+    assert output.loss.isfinite()

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from mask2former import Mask2FormerConfig
-from mask2former.matcher import REPELLENT_COST, match, matching_costs, sample_masks
+from mask2former.annotations import Annotation, sample_masks
+from mask2former.matcher import REPELLENT_COST, match, matching_costs
 
 CONFIG = Mask2FormerConfig(num_labels=4, train_num_points=60)
 
@@ -16,14 +17,15 @@ def problem(seed, layers=3, batch=2, queries=5, size=(6, 7), counts=(3, 2)):
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    masks = [(normal(count, 24, 28) > 0) for count in counts]
-    classes = [torch.randint(4, (count,), generator=generator) for count in counts]
+    annotations = [
+        Annotation(normal(count, 24, 28) > 0, torch.randint(4, (count,), generator=generator))
+        for count in counts
+    ]
     return (
         normal(layers, batch, queries, 5),
         normal(layers, batch, queries, 8),
         normal(batch, 8, *size),
-        masks,
-        classes,
+        annotations,
     )
 
 
@@ -33,7 +35,8 @@ def test_cost_is_the_papers_pair_by_pair():
     points = torch.randn(2, 3, 40, generator=generator, dtype=torch.float64)
     truth = (torch.rand(4, 40, generator=generator) > 0.5).double()
     labels = torch.tensor([0, 3, 3, 1])
-    cost = matching_costs(class_logits, points, labels, truth, CONFIG)
+    weights = torch.ones(1, 40, dtype=torch.float64)
+    cost = matching_costs(class_logits, points, labels, truth, weights, CONFIG)
     for layer, query, target in itertools.product(range(2), range(3), range(4)):
         x, t = points[layer, query], truth[target]
         probability = class_logits[layer, query].softmax(-1)[labels[target]]
@@ -45,16 +48,17 @@ def test_cost_is_the_papers_pair_by_pair():
 
 def test_assignment_is_the_cheapest_of_all():
     torch.manual_seed(1)
-    class_logits, embeddings, features, masks, classes = problem(1, layers=1, batch=1, counts=(3,))
-    (((queries, targets),),) = match(class_logits, embeddings, features, masks, classes, CONFIG)
+    class_logits, embeddings, features, annotations = problem(1, layers=1, batch=1, counts=(3,))
+    (((queries, targets),),) = match(class_logits, embeddings, features, annotations, CONFIG)
     torch.manual_seed(1)  # the same points again
     points = torch.rand(1, CONFIG.train_num_points, 2, dtype=torch.float64)
     logits = torch.einsum("qc,chw->qhw", embeddings[0, 0], features[0])
     cost = matching_costs(
         class_logits[:, 0],
         sample_masks(logits[None], points),
-        classes[0],
-        sample_masks(masks[0][None], points)[0],
+        annotations[0].labels,
+        sample_masks(annotations[0].masks[None], points)[0],
+        torch.ones(1, CONFIG.train_num_points, dtype=torch.float64),
         CONFIG,
     )[0]
     best = min(
@@ -80,13 +84,57 @@ def test_more_targets_than_queries_leaves_targets_over():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_inf_never_attract(bad):
-    class_logits, embeddings, features, masks, classes = problem(4, layers=1)
+    class_logits, embeddings, features, annotations = problem(4, layers=1)
     embeddings[0, :, 1] = bad
-    for queries, _ in match(class_logits, embeddings, features, masks, classes, CONFIG)[0]:
+    for queries, _ in match(class_logits, embeddings, features, annotations, CONFIG)[0]:
         assert 1 not in queries.tolist()
 
 
 def test_non_finite_costs_are_repellent_but_solvable():
     nan = torch.full((1, 3, 10), float("nan"))
-    cost = matching_costs(torch.zeros(1, 3, 5), nan, torch.tensor([0]), torch.zeros(1, 10), CONFIG)
+    labels, truth, weights = torch.tensor([0]), torch.zeros(1, 10), torch.ones(1, 10)
+    cost = matching_costs(torch.zeros(1, 3, 5), nan, labels, truth, weights, CONFIG)
     assert (cost == REPELLENT_COST).all()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_points_without_weight_are_as_if_they_had_not_been_drawn(shared):
+    generator = torch.Generator().manual_seed(0)
+    class_logits = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+    points = torch.randn(2, 3, 40, generator=generator, dtype=torch.float64)
+    truth = torch.rand(4, 40, generator=generator, dtype=torch.float64)
+    weights = (torch.rand(1 if shared else 4, 40, generator=generator) > 0.5).double()
+    labels = torch.tensor([0, 3, 3, 1])
+    cost = matching_costs(class_logits, points, labels, truth, weights, CONFIG)
+    for target in range(4):
+        counts = weights.expand(4, -1)[target] == 1
+        left = [points[..., counts], labels[target, None], truth[target, None][:, counts]]
+        alone = matching_costs(class_logits, *left, weights.new_ones(1, counts.sum()), CONFIG)
+        assert torch.allclose(cost[..., target], alone[..., 0], rtol=1e-12)
+
+
+def test_an_annotation_of_which_nothing_counts_costs_what_its_class_costs():
+    class_logits, labels = torch.randn(1, 3, 5), torch.tensor([2])
+    truth, weights = torch.ones(1, 10), torch.zeros(1, 10)
+    cost = matching_costs(class_logits, torch.randn(1, 3, 10), labels, truth, weights, CONFIG)
+    assert torch.allclose(cost, -2 * class_logits.softmax(-1)[..., 2:3])
+
+
+def test_ignored_pixels_do_not_change_the_match():
+    """What a mask says under ignored pixels never matters, nor do predictions there."""
+    matches = []
+    for seed in (0, 1):
+        class_logits, embeddings, features, annotations = problem(5)
+        ignored = torch.zeros(1, 24, 28, dtype=torch.bool)
+        ignored[:, :, 12:] = True
+        garbage = torch.Generator().manual_seed(seed)
+        features[..., 4:] = torch.randn(2, 8, 6, 3, generator=garbage, dtype=torch.float64)
+        other = torch.rand(24, 28, generator=garbage) > 0.5
+        annotations = [
+            Annotation(torch.where(ignored, other, masks), labels, ignored)
+            for masks, labels, _ in annotations
+        ]
+        torch.manual_seed(6)
+        predictions = match(class_logits, embeddings, features, annotations, CONFIG)
+        matches.append([index for images in predictions for pair in images for index in pair])
+    assert all(torch.equal(a, b) for a, b in zip(*matches, strict=True))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,3 +41,42 @@ def test_too_few_stages_are_named():
 def test_feature_size_must_fit_the_group_norm():
     with pytest.raises(ValueError, match="feature_size is 40; it must be a multiple of 32"):
         tiny_model(feature_size=40)
+
+
+@pytest.mark.parametrize(
+    "strides", [{"common_stride": 16}, {"feature_strides": [8, 16]}, {"feature_strides": [2] * 4}]
+)
+def test_strides_that_lead_nowhere_are_named(strides):
+    with pytest.raises(ValueError, match="at least 3 entries.*no smaller than common_stride"):
+        tiny_model(**strides)
+
+
+def test_feature_strides_decide_which_maps_lead_to_the_common_stride():
+    backbone = tiny_model().config.backbone_config
+    five = replace(backbone, hidden_sizes=[8] * 5, depths=[1] * 5, out_features=None)
+    model = tiny_model(backbone_config=five, feature_strides=[4, 8, 16, 32, 64])
+    assert model.model.pixel_decoder.num_fpn_levels == 2
+    output = model(torch.randn(1, 3, 128, 128), output_hidden_states=True)
+    assert [s.shape[-1] for s in output.pixel_decoder_hidden_states] == [2, 4, 8]
+    assert output.masks_queries_logits.shape[-1] == 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("padded", [False, True])
+def test_under_autocast_all_is_computed_in_float32(dtype, padded):
+    decoder = tiny_model().model.pixel_decoder
+    maps = [torch.randn(1, c, s, s) for c, s in zip([8, 8, 16, 16], [16, 8, 4, 2], strict=True)]
+    maps = [x.to(dtype) for x in maps]
+    mask = None
+    if padded:
+        mask = torch.zeros(1, 64, 64, dtype=torch.bool)
+        mask[:, :40, :50] = True
+    expected = decoder([x.float() for x in maps], mask)
+    with torch.autocast("cpu", dtype):
+        output = decoder(maps, mask)
+    for a, b in zip(
+        [*output.levels, output.mask_features],
+        [*expected.levels, expected.mask_features],
+        strict=True,
+    ):
+        assert torch.equal(a, b)

@@ -60,3 +60,75 @@ def test_masks_of_earlier_predictions_steer_without_gradients():
     output.class_queries_logits.sum().backward()
     # The class head sees the mask head only through the attention mask, which has no gradient.
     assert all(p.grad is None for p in model.model.transformer_decoder.mask_embedder.parameters())
+
+
+def test_queries_and_level_embeddings_start_from_a_standard_normal_whatever_the_options():
+    model = tiny_model(init_std=0.001, init_xavier_std=7.0, num_queries=400).model
+    decoder = model.transformer_decoder
+    for weight in (
+        decoder.query_features.weight,
+        decoder.query_position.weight,
+        decoder.level_embed.weight,
+        model.pixel_decoder.level_embed,
+    ):
+        assert 0.8 < weight.std() < 1.2  # 96 numbers at least
+
+
+def test_init_xavier_std_is_the_gain_of_layers_and_projections():
+    one, two = (
+        tiny_model(init_xavier_std=gain, enforce_input_projection=True).model.transformer_decoder
+        for gain in (1.0, 2.0)
+    )
+    scaled = [one.input_projections[0].weight, one.layers[0].fc1.weight]
+    scaled += [one.layers[0].self_attn.key.weight, one.layers[0].cross_attn.output.weight]
+    other = [two.input_projections[0].weight, two.layers[0].fc1.weight]
+    other += [two.layers[0].self_attn.key.weight, two.layers[0].cross_attn.output.weight]
+    for a, b in zip(scaled, other, strict=True):
+        assert torch.allclose(2 * a, b)
+    assert torch.equal(one.mask_embedder[0].weight, two.mask_embedder[0].weight)
+
+
+def test_layers_start_as_the_multi_head_attention_of_torch_under_xavier():
+    """As in the paper's code: every matrix of nn.MultiheadAttention by xavier_uniform_."""
+    attention = tiny_model(hidden_dim=64).model.transformer_decoder.layers[0].cross_attn
+    theirs = torch.nn.MultiheadAttention(64, 4)
+    torch.nn.init.xavier_uniform_(theirs.in_proj_weight)
+    bound = theirs.in_proj_weight.abs().max().item()
+    for linear in (attention.query, attention.key, attention.value):
+        assert 0.97 < linear.weight.abs().max().item() / bound < 1.03
+        assert torch.equal(linear.bias, torch.zeros(64))
+    assert torch.equal(attention.output.bias, theirs.out_proj.bias)
+
+
+def test_enforce_input_projection_adds_convolutions_where_widths_are_equal():
+    kinds = [
+        {type(p) for p in tiny_model(**options).model.transformer_decoder.input_projections}
+        for options in (
+            {},
+            {"enforce_input_projection": True},
+            {"feature_size": 64},
+        )
+    ]
+    assert kinds == [{torch.nn.Identity}, {torch.nn.Conv2d}, {torch.nn.Conv2d}]
+
+
+def test_activation_function_is_that_of_the_decoder_layers():
+    models = [tiny_model(activation_function=name) for name in ("relu", "tanh")]
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    a, b = (model(x, output_auxiliary_logits=True) for model in models)
+    assert torch.equal(a.pixel_decoder_last_hidden_state, b.pixel_decoder_last_hidden_state)
+    first = [out.auxiliary_logits[0]["class_queries_logits"] for out in (a, b)]
+    assert torch.equal(*first)  # before any layer
+    assert not torch.equal(a.class_queries_logits, b.class_queries_logits)
+
+
+def test_pre_norm_normalises_before_each_block():
+    layer = tiny_model(pre_norm=True).model.transformer_decoder.layers[0]
+    x, memory = torch.randn(1, 6, 32), torch.randn(1, 10, 32)
+    zero, allowed = torch.zeros(1, 6, 32), torch.ones(1, 1, 6, 10, dtype=torch.bool)
+    out, _ = layer(x, zero, memory, torch.zeros_like(memory), allowed, False)
+    y = x + layer.cross_attn(layer.cross_attn_norm(x), memory, memory)
+    z = layer.self_attn_norm(y)
+    y = y + layer.self_attn(z, z, z)
+    y = y + layer.fc2(layer.fc1(layer.final_norm(y)).relu())
+    assert torch.allclose(out, y, atol=1e-6)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mask2former.activations import ACTIVATIONS
 from mask2former.configuration import ResNetConfig
+from mask2former.gradient_checkpointing import LayerStack
 from mask2former.padding import cell_mask, without_padding
 
 
@@ -53,7 +54,7 @@ class ResidualBlock(nn.Module):
         return without_padding(self.activation(self.convs[-1](x) + residual), pixel_mask)
 
 
-class ResNetBackbone(nn.Module):
+class ResNetBackbone(LayerStack):
     """Stem and stages; returns the feature maps of the stages in `config.out_features`.
 
     `channels` holds their widths, `stride` is that of the coarsest stage in pixels. Input
@@ -98,7 +99,7 @@ class ResNetBackbone(nn.Module):
         features = []
         for index, stage in enumerate(self.stages):
             for block in stage:
-                x = block(x, pixel_mask)
+                x = self.run(block, x, pixel_mask)
             if f"stage{index + 1}" in self.out_features:
                 features.append(x)
         return features

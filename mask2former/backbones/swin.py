@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mask2former.activations import ACTIVATIONS
 from mask2former.configuration import SwinConfig
+from mask2former.gradient_checkpointing import LayerStack
 from mask2former.padding import cell_mask, without_padding
 
 # Added to the attention scores of positions that a cyclic shift brought together from opposite
@@ -177,7 +178,7 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(torch.cat(neighbours, dim=-1)))
 
 
-class SwinBackbone(nn.Module):
+class SwinBackbone(LayerStack):
     """Patch embedding and stages; returns the normalised maps of the stages in `out_features`.
 
     `channels` holds their widths, `stride` is that of the coarsest stage in pixels. Input
@@ -251,7 +252,7 @@ class SwinBackbone(nn.Module):
             if pixel_mask is not None:
                 valid = cell_mask(pixel_mask, *x.shape[1:3])
             for block in blocks:
-                x = block(x, valid)
+                x = self.run(block, x, valid)
             name = f"stage{index + 1}"
             if name in self.norms:
                 feature = self.norms[name](x).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,124 @@
+import pytest
+import torch
+
+from mask2former import Mask2FormerConfig
+from mask2former.annotations import check_labels, make_annotations, point_weights, sample_masks
+
+CONFIG = Mask2FormerConfig(num_labels=3)
+SIZE = (8, 12)
+CPU = torch.device("cpu")
+ONE = torch.zeros(1, *SIZE)
+ONE[:, :4] = 1
+
+
+def annotations(masks, classes, pixel_mask=None, config=CONFIG):
+    check_labels(masks, classes, len(masks), SIZE, config)
+    return make_annotations(masks, classes, pixel_mask, config, CPU)
+
+
+def test_without_anything_to_ignore_masks_are_taken_as_they_lie():
+    (annotation,) = annotations([ONE.bool()], [torch.tensor([2], dtype=torch.int32)])
+    assert torch.equal(annotation.masks, ONE.bool())
+    assert annotation.labels.tolist() == [2]
+    assert annotation.labels.dtype == torch.int64
+    assert annotation.ignored is None
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.float16])
+def test_pixels_of_the_ignore_value_are_marked_and_become_zero(dtype):
+    masks = torch.cat([ONE, ONE])
+    masks[1, 6:] = 255
+    (annotation,) = annotations([masks.to(dtype)], [torch.tensor([0, 1])])
+    assert torch.equal(annotation.masks.float(), torch.cat([ONE, ONE]))
+    assert annotation.ignored.shape == (2, *SIZE)
+    assert torch.equal(annotation.ignored, masks == 255)
+
+
+def test_the_ignore_value_is_the_configurations():
+    masks = ONE.clone()
+    masks[:, 6:] = 7
+    config = Mask2FormerConfig(num_labels=3, ignore_value=7)
+    (annotation,) = annotations([masks], [torch.tensor([0])], config=config)
+    assert torch.equal(annotation.ignored, masks == 7)
+
+
+def test_padding_is_ignored_in_every_mask():
+    pixel_mask = torch.ones(2, *SIZE, dtype=torch.bool)
+    pixel_mask[1, :, 9:] = False
+    marked = ONE.clone()
+    marked[:, 7] = 255
+    classes = [torch.tensor([0])] * 2
+    first, second = annotations([ONE, marked], classes, pixel_mask)
+    assert not first.ignored.any()
+    assert torch.equal(second.ignored[0], (marked[0] == 255) | ~pixel_mask[1])
+
+
+def test_annotations_of_the_ignored_class_are_left_out():
+    masks = torch.cat([ONE, ONE.flip(1), ONE])
+    (annotation,) = annotations([masks], [torch.tensor([255, 1, 255])])
+    assert torch.equal(annotation.masks, ONE.flip(1))
+    assert annotation.labels.tolist() == [1]
+
+
+def test_a_class_of_the_model_is_never_ignored():
+    config = Mask2FormerConfig(num_labels=300)
+    (annotation,) = annotations([ONE], [torch.tensor([255])], config=config)
+    assert annotation.labels.tolist() == [255]
+
+
+@pytest.mark.parametrize("ignore_value", [0, 1])
+def test_a_masks_own_values_are_never_ignored(ignore_value):
+    config = Mask2FormerConfig(num_labels=3, ignore_value=ignore_value)
+    (annotation,) = annotations([ONE], [torch.tensor([ignore_value])], config=config)
+    assert annotation.ignored is None
+    assert torch.equal(annotation.masks, ONE)
+
+
+def test_images_without_annotations_may_come_in_any_batch():
+    empty = torch.zeros(0, *SIZE)
+    first, second = annotations([empty, ONE], [torch.zeros(0).long(), torch.tensor([1])])
+    assert first.masks.shape == (0, *SIZE)
+    assert len(first.labels) == 0
+    assert len(second.labels) == 1
+
+
+def test_points_count_unless_they_touch_an_ignored_pixel():
+    ignored = torch.zeros(1, 1, 1, 4, dtype=torch.bool)
+    ignored[..., 2] = True
+    x = torch.tensor([0.125, 0.375, 0.376, 0.625, 0.874, 0.875, 1.0])  # centres at odd eighths
+    points = torch.stack([x, torch.full_like(x, 0.5)], -1)[None]
+    assert point_weights(ignored, points)[0, 0].tolist() == [1, 1, 0, 0, 0, 1, 1]
+    assert point_weights(None, points).tolist() == [[[1] * 7]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masks_are_sampled_in_the_dtype_of_the_points(dtype):
+    points = torch.rand(1, 5, 2, dtype=dtype)
+    for masks in (ONE[None], ONE[None].bool(), ONE[None].byte(), ONE[None].double()):
+        if masks.dtype != torch.float64 or dtype == torch.float64:
+            assert sample_masks(masks, points).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("masks", "classes", "message"),
+    [
+        ([ONE], [torch.zeros(1).long()], "entries for 2 images"),
+        ([ONE[0]] * 2, [torch.zeros(1).long()] * 2, r"\[0\] has shape \(8, 12\)"),
+        ([ONE[:, :6]] * 2, [torch.zeros(1).long()] * 2, r"expected \(T, 8, 12\), the size of pix"),
+        ([ONE] * 2, [torch.zeros(2).long()] * 2, r"class_labels\[0\] \(2,\)"),
+        (
+            [ONE] * 2,
+            [torch.tensor([3])] * 2,
+            "labels from 3 to 3, but the model knows 0 to 2, and 255 to ignore",
+        ),
+        ([ONE] * 2, [torch.tensor([-1])] * 2, "labels from -1 to -1"),
+        ([ONE * 2] * 2, [torch.tensor([1])] * 2, r"values from 0 to 2; give 0 and 1.*255, in pix"),
+        ([ONE * -1] * 2, [torch.tensor([1])] * 2, r"values from -1 to -?0; give 0 and 1"),
+        ([ONE * torch.nan] * 2, [torch.tensor([1])] * 2, r"values from nan to nan"),
+        ([ONE * 255] * 2, [torch.tensor([1])] * 2, r"0 to 255 and no 1, .* give 0 and 1"),
+        ([(ONE * 255).byte()] * 2, [torch.tensor([1])] * 2, r"for example masks > 0"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(masks, classes, message):
+    with pytest.raises(ValueError, match=message):
+        check_labels(masks, classes, 2, SIZE, CONFIG)
