@@ -105,6 +105,13 @@ class _Unpickler(pickle.Unpickler):
         return _NAMES[module, name]
 
 
+def numpy_stand_ins() -> list[tuple[Any, str]]:
+    """The stand-ins for numpy's names, for `torch.serialization.safe_globals`."""
+    return [
+        (ours, f"{module}.{name}") for (module, name), ours in _NAMES.items() if "numpy" in module
+    ]
+
+
 def load_array_pickle(path: Path) -> Any:
     """The contents of a pickle that holds nothing but arrays, numbers, texts and containers.
 

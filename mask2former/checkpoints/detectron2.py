@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mask2former.checkpoints.array_pickle import PickledArray, load_array_pickle
+from mask2former.checkpoints.array_pickle import (
+    PickledArray,
+    load_array_pickle,
+    numpy_stand_ins,
+)
 from mask2former.checkpoints.keys import Rule, load_state
 from mask2former.checkpoints.weights import check_tensors, load_torch_file
 from mask2former.configuration import Mask2FormerConfig, ResNetConfig, SwinConfig
@@ -110,6 +114,8 @@ HEAD_RULES: list[Rule] = [
     ),
 ]
 
+NUM_LEVELS, NUM_POINTS = 3, 4  # of the deformable attention, in every model of the paper
+
 BACKBONE_RULES = {"swin": SWIN_RULES, "resnet": RESNET_RULES}
 
 # Buffers that follow from the configuration.
@@ -121,6 +127,7 @@ UNSAID = (
     *("pre_norm", "activation_function", "dropout"),
     *("class_weight", "mask_weight", "dice_weight"),
 )
+SOMETIMES_UNSAID = ("num_attention_heads", "no_object_weight")
 UNSAID_OF_BACKBONE = {
     "swin": ("hidden_act", "drop_path_rate"),
     "resnet": ("hidden_act", "downsample_in_bottleneck"),
@@ -135,7 +142,11 @@ def read_detectron2(path: Path) -> dict[str, Tensor]:
         DataError: the file is damaged, or holds something else.
     """
     try:
-        contents: Any = load_array_pickle(path) if path.suffix == ".pkl" else load_torch_file(path)
+        if path.suffix == ".pkl":
+            contents = load_array_pickle(path)
+        else:  # rates of an optimizer may be numpy's numbers
+            with torch.serialization.safe_globals(numpy_stand_ins()):
+                contents = load_torch_file(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path.") from error
     for key in ("model", "state_dict"):
@@ -202,49 +213,45 @@ def infer_config(weights: dict[str, Tensor], path: Path) -> tuple[Mask2FormerCon
     shapes = _Shapes(weights, path)
     swin = "backbone.patch_embed.proj.weight" in weights
     backbone = _swin_config(shapes) if swin else _resnet_config(shapes)
+    head = _head_fields(shapes)
+    try:
+        config = Mask2FormerConfig(backbone_config=backbone, **head)
+    except ValueError as error:
+        raise DataError(f"The tensors in {path} make no model: {error}") from error
+    unsaid = (name for name in SOMETIMES_UNSAID if name not in head)
+    of_backbone = UNSAID_OF_BACKBONE[backbone.model_type]
+    return config, [*UNSAID, *unsaid, *(f"backbone_config.{name}" for name in of_backbone)]
+
+
+def _head_fields(shapes: _Shapes) -> dict[str, Any]:
+    """The fields of the configuration that the tensors outside of the backbone decide."""
     queries, hidden_dim = shapes.of(PREDICTOR + "query_feat.weight", 2)
     outputs, _ = shapes.of(PREDICTOR + "class_embed.weight", 2)
     mask_feature_size, feature_size, *_ = shapes.of(PIXEL + "mask_features.weight", 4)
-    encoder_layers = shapes.count(PIXEL + "transformer.encoder.layers.#.")
-    decoder_layers = shapes.count(PREDICTOR + "transformer_ffn_layers.#.")
-    fpn_levels = shapes.count(PIXEL + "adapter_#.")
-    known: dict[str, Any] = {}
-    if encoder_layers:
+    projects = PREDICTOR + "input_proj.0.weight" in shapes.weights
+    fields: dict[str, Any] = {
+        "num_queries": queries,
+        "num_labels": outputs - 1,
+        "hidden_dim": hidden_dim,
+        "feature_size": feature_size,
+        "mask_feature_size": mask_feature_size,
+        "encoder_layers": shapes.count(PIXEL + "transformer.encoder.layers.#."),
+        "decoder_layers": shapes.count(PREDICTOR + "transformer_ffn_layers.#.") + 1,
+        "common_stride": 8 // 2 ** shapes.count(PIXEL + "adapter_#."),
+        "enforce_input_projection": projects and hidden_dim == feature_size,
+    }
+    if fields["encoder_layers"]:
         layer = PIXEL + "transformer.encoder.layers.0."
-        known["encoder_feedforward_dim"] = shapes.of(layer + "linear1.weight", 2)[0]
+        fields["encoder_feedforward_dim"] = shapes.of(layer + "linear1.weight", 2)[0]
         samples, _ = shapes.of(layer + "self_attn.attention_weights.weight", 2)
-        known["num_attention_heads"] = samples // 12  # 3 levels and 4 points
-    if decoder_layers:
-        first = PREDICTOR + "transformer_ffn_layers.0.linear1.weight"
-        known["dim_feedforward"] = shapes.of(first, 2)[0]
-    if EMPTY_WEIGHT in weights:
-        known["no_object_weight"] = round(float(weights[EMPTY_WEIGHT].flatten()[-1]), 6)
-    try:
-        config = Mask2FormerConfig(
-            backbone_config=backbone,
-            num_labels=outputs - 1,
-            num_queries=queries,
-            hidden_dim=hidden_dim,
-            feature_size=feature_size,
-            mask_feature_size=mask_feature_size,
-            encoder_layers=encoder_layers,
-            decoder_layers=decoder_layers + 1,
-            common_stride=8 // 2**fpn_levels,
-            enforce_input_projection=(
-                hidden_dim == feature_size and PREDICTOR + "input_proj.0.weight" in weights
-            ),
-            **known,
-        )
-    except ValueError as error:
-        raise DataError(f"The tensors in {path} make no model: {error}") from error
-    return config, _assumed(config, known)
-
-
-def _assumed(config: Mask2FormerConfig, known: dict[str, Any]) -> list[str]:
-    others = ("num_attention_heads", "no_object_weight")
-    names = [*UNSAID, *(name for name in others if name not in known)]
-    model_type = config.backbone_config.model_type
-    return names + [f"backbone_config.{name}" for name in UNSAID_OF_BACKBONE[model_type]]
+        fields["num_attention_heads"] = samples // (NUM_LEVELS * NUM_POINTS)
+    if fields["decoder_layers"] > 1:
+        layer = PREDICTOR + "transformer_ffn_layers.0."
+        fields["dim_feedforward"] = shapes.of(layer + "linear1.weight", 2)[0]
+    if EMPTY_WEIGHT in shapes.weights:
+        shapes.of(EMPTY_WEIGHT, 1)
+        fields["no_object_weight"] = round(float(shapes.weights[EMPTY_WEIGHT][-1]), 6)
+    return fields
 
 
 class _Shapes:

@@ -152,13 +152,14 @@ def check_tensors(contents: Any, path: Path) -> None:
     """DataError unless `contents` is a dict of tensors by name."""
     if not isinstance(contents, dict):
         raise DataError(
-            f"{path} holds a {type(contents).__name__}, not named tensors; give a file of weights."
+            f"The content of {path} is a {type(contents).__name__} instead of named tensors; give "
+            "a file of weights."
         )
     for name, tensor in contents.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise DataError(
-                f"{path} holds a {type(tensor).__name__} under {name!r} where a tensor was "
-                "expected; give a file of weights."
+                f"{path} has an entry {name!r} of type {type(tensor).__name__} where tensors with "
+                "names are expected; give a file of weights."
             )
 
 

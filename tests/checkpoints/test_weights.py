@@ -158,7 +158,10 @@ def test_code_in_a_file_of_torch_is_not_run(tmp_path, monkeypatch, legacy):
 
 @pytest.mark.parametrize(
     ("contents", "message"),
-    [([1, 2], "holds a list, not named"), ({"a": 3}, "holds a int under 'a'")],
+    [
+        ([1, 2], "is a list instead of named"),
+        ({"a": 3}, "has an entry 'a' of type int where tensors"),
+    ],
 )
 def test_a_file_of_torch_without_named_tensors_is_refused(tmp_path, contents, message):
     torch.save(contents, tmp_path / "pytorch_model.bin")
