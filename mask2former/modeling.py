@@ -116,8 +116,8 @@ def _overridden(config: Mask2FormerConfig, overrides: dict[str, Any]) -> Mask2Fo
     label2id = overrides.pop("label2id", None)
     if label2id is not None:
         overrides.setdefault("id2label", {index: label for label, index in label2id.items()})
-    if "num_labels" in overrides and "id2label" not in overrides:
-        del values["id2label"]
+    if overrides.get("num_labels", config.num_labels) != config.num_labels:
+        del values["id2label"]  # names of other labels
     changed = Mask2FormerConfig.from_dict(values | overrides)
     if label2id not in (None, changed.label2id):
         raise ValueError("label2id must be the inverse of id2label; leave it out.")

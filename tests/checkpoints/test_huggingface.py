@@ -122,6 +122,18 @@ def test_transformers_reads_what_we_write_and_we_what_it_writes(model, tmp_path,
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_the_bare_model_travels_to_transformers_and_back(model, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model.model.save_pretrained(tmp_path / "ours")
+    theirs, info = transformers.Mask2FormerModel.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = Mask2FormerModel.from_pretrained(tmp_path / "theirs").state_dict()
+    assert all(torch.equal(again[k], v) for k, v in model.model.state_dict().items())
+
+
 def test_a_pytorch_file_of_transformers_is_read(model, tmp_path):
     model.save_pretrained(tmp_path)
     strictly_in_transformers(tmp_path, model)
@@ -205,6 +217,10 @@ def test_overrides_of_labels_agree_or_are_refused(model, tmp_path):
     ids = {"a": 0, "b": 1, "c": 2}
     assert load(tmp_path, id2label=names, label2id=ids).config.id2label == names
     assert load(tmp_path, label2id=ids, num_labels=None).config.id2label == names
+    named = model.config
+    named.id2label = names
+    named.save_pretrained(tmp_path)
+    assert load(tmp_path, num_labels=3).config.id2label == names
     with pytest.raises(ValueError, match="label2id must be the inverse"):
         load(tmp_path, id2label=names, label2id={"a": 1, "b": 0, "c": 2})
     with pytest.raises(ValueError, match="num_labels"):

@@ -66,6 +66,10 @@ def test_the_folder_is_that_of_transformers(tmp_path):
     processor = json.loads((folder / "preprocessor_config.json").read_text())
     assert (processor["ignore_index"], processor["num_labels"]) == (255, 3)
     assert processor["size"] == {"shortest_edge": 800, "longest_edge": 1333}
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.Mask2FormerImageProcessor.from_pretrained(folder)
+    assert (theirs.size["shortest_edge"], theirs.size["longest_edge"]) == (800, 1333)
+    assert (theirs.ignore_index, list(theirs.image_mean)) == (255, [0.485, 0.456, 0.406])
 
 
 class Exploit:
