@@ -38,7 +38,10 @@ def resolve_file(
             )
         return path
     if folder.exists():
-        raise DataError(f"{folder} is a file; give the model's folder or a Hugging Face name.")
+        raise DataError(
+            f"{folder} is a file; give the model's folder or a Hugging Face name (of the paper's .pkl "
+            "and .pth files `mask2former convert` makes folders)."
+        )
     if not _looks_like_hub_name(str(name_or_folder)):
         raise DataError(
             f"The folder {folder} does not exist; give an existing model folder or a Hugging Face "
