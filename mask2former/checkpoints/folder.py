@@ -39,8 +39,8 @@ def resolve_file(
         return path
     if folder.exists():
         raise DataError(
-            f"{folder} is a file; give the model's folder or a Hugging Face name (of the paper's .pkl "
-            "and .pth files `mask2former convert` makes folders)."
+            f"{folder} is a file; give the model's folder or a Hugging Face name (`mask2former "
+            "convert` makes folders of the paper's .pkl and .pth files)."
         )
     if not _looks_like_hub_name(str(name_or_folder)):
         raise DataError(
