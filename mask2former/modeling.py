@@ -77,8 +77,7 @@ class _Pretrained(nn.Module):
         }
         if config is None:
             config = Mask2FormerConfig.from_pretrained(name_or_folder, **hub)
-        if overrides:
-            config = _overridden(config, overrides)
+        config = _overridden(config, overrides)
         path, weights = read_weights(name_or_folder, **hub)
         try:
             model = cls(config)

@@ -208,6 +208,8 @@ def test_a_configuration_can_be_given(model, tmp_path):
     )
     assert (again.config.dropout, again.config.mask_weight) == (0.25, 7.0)
     assert config.mask_weight == 5.0
+    again = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path, config=config)
+    assert again.config == config and again.config is not config
 
 
 def test_overrides_of_labels_agree_or_are_refused(model, tmp_path):
