@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mask2former.annotations import check_labels, make_annotations
 from mask2former.backbones import BACKBONES
-from mask2former.checkpoints.folder import read_weights, save_weights
 from mask2former.checkpoints.huggingface import BASE_PREFIX, from_huggingface, to_huggingface
+from mask2former.checkpoints.weights import read_weights, save_weights
 from mask2former.configuration import CONFIG_NAME, Mask2FormerConfig
 from mask2former.errors import DataError
 from mask2former.gradient_checkpointing import GradientCheckpointing
@@ -40,11 +40,19 @@ class _Pretrained(GradientCheckpointing, nn.Module):
         cache_dir: str | Path | None = None,
         token: str | None = None,
         local_files_only: bool = False,
+        config: Mask2FormerConfig | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **overrides: Any,
     ) -> Self:
         """Load `config.json` and the weights from a local folder or a Hugging Face repository.
 
-        Every parameter must be in the checkpoint and every key of the checkpoint must be known. The
-        model is returned in float32 and evaluation mode.
+        The weights are `model.safetensors` or `pytorch_model.bin`, or shards of either with their
+        index. Every parameter must be in the checkpoint and every key of the checkpoint must be
+        known. The model is returned in float32 and evaluation mode.
+
+        To fine-tune with other classes, give them and `ignore_mismatched_sizes`:
+
+            from_pretrained(name, id2label={0: "cat", 1: "dog"}, ignore_mismatched_sizes=True)
 
         Args:
             name_or_folder: a folder written by `save_pretrained` (here or in transformers), or a
@@ -53,9 +61,15 @@ class _Pretrained(GradientCheckpointing, nn.Module):
             cache_dir: where downloads are kept; default: the hub's own cache.
             token: for private repositories; default: the one that `hf auth login` stored.
             local_files_only: never ask the hub.
+            config: used instead of the `config.json`, which need not be there.
+            ignore_mismatched_sizes: parameters of another shape than the checkpoint's stay as they
+                are initialised, and a warning names each with both shapes.
+            overrides: fields of the configuration to change, such as `num_labels` or `id2label`.
 
         Raises:
             DataError: a file is missing or damaged, or keys or shapes do not fit.
+            TypeError: an override is no field of the configuration.
+            ValueError: overrides contradict each other or the configuration.
         """
         hub = {
             "revision": revision,
@@ -63,7 +77,9 @@ class _Pretrained(GradientCheckpointing, nn.Module):
             "token": token,
             "local_files_only": local_files_only,
         }
-        config = Mask2FormerConfig.from_pretrained(name_or_folder, **hub)
+        if config is None:
+            config = Mask2FormerConfig.from_pretrained(name_or_folder, **hub)
+        config = _overridden(config, overrides)
         path, weights = read_weights(name_or_folder, **hub)
         try:
             model = cls(config)
@@ -73,15 +89,42 @@ class _Pretrained(GradientCheckpointing, nn.Module):
                 f"{error}"
             ) from error
         expected = {cls.prefix + name: tensor for name, tensor in model.state_dict().items()}
-        state = from_huggingface(weights, expected, config, path)
-        model.load_state_dict({k.removeprefix(cls.prefix): v for k, v in state.items()})
+        state = from_huggingface(weights, expected, config, path, ignore_mismatched_sizes)
+        state = {name.removeprefix(cls.prefix): tensor for name, tensor in state.items()}
+        model.load_state_dict(state, strict=not ignore_mismatched_sizes)
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, readable here and in transformers."""
+    def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "50GB") -> None:
+        """Write `config.json` and the weights, readable here and in transformers.
+
+        Args:
+            folder: made if need be; older weights in it are replaced.
+            max_shard_size: bytes of a file, or a text such as "5GB"; a larger model is written as
+                several files and `model.safetensors.index.json`.
+        """
         self.config.save_pretrained(folder)
         weights = {self.prefix + name: tensor for name, tensor in self.state_dict().items()}
-        save_weights(folder, to_huggingface(weights, self.config))
+        save_weights(folder, to_huggingface(weights, self.config), max_shard_size)
+
+
+def _overridden(config: Mask2FormerConfig, overrides: dict[str, Any]) -> Mask2FormerConfig:
+    """A copy of the configuration with other values in some fields."""
+    values = config.to_dict()
+    unknown = sorted(set(overrides) - set(values) - {"num_labels"})
+    if unknown:
+        raise TypeError(f"{unknown[0]!r} is no argument and no field of the configuration.")
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    label2id = overrides.pop("label2id", None)
+    if label2id is not None:
+        overrides.setdefault("id2label", {index: label for label, index in label2id.items()})
+    if overrides.get("num_labels", config.num_labels) != config.num_labels:
+        del values["id2label"]  # names of other labels
+    changed = Mask2FormerConfig.from_dict(values | overrides)
+    if label2id not in (None, changed.label2id):
+        raise ValueError("label2id must be the inverse of id2label; leave it out.")
+    if overrides.get("num_labels") not in (None, changed.num_labels):
+        raise ValueError("num_labels must be the number of labels in id2label; leave it out.")
+    return changed
 
 
 class Mask2FormerModel(_Pretrained):

@@ -1,18 +1,14 @@
-"""The files of a checkpoint, in a local folder or on the Hugging Face hub."""
+"""Where the files of a checkpoint are: in a local folder or on the Hugging Face hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from mask2former.errors import DataError
-from mask2former.files import replacing
 
-WEIGHTS_NAME = "model.safetensors"
+
+class MissingFileError(DataError):
+    """The folder or the repository can be had, but it holds no such file."""
 
 
 def resolve_file(
@@ -29,19 +25,23 @@ def resolve_file(
     A name that is an existing folder is local; a name like "owner/model" is a hub repository.
 
     Raises:
-        DataError: there is no such folder, repository or file, or the hub cannot be reached.
+        MissingFileError: the folder, the repository or, offline, the cache lacks the file.
+        DataError: there is no such folder or repository, or the hub cannot be reached.
     """
     folder = Path(name_or_folder)
     if folder.is_dir():
         path = folder / filename
         if not path.is_file():
-            raise DataError(
+            raise MissingFileError(
                 f"The folder {folder} has no {filename}; give a folder written by save_pretrained "
                 "or a Hugging Face model name."
             )
         return path
     if folder.exists():
-        raise DataError(f"{folder} is a file; give the model's folder or a Hugging Face name.")
+        raise DataError(
+            f"{folder} is a file; give the model's folder or a Hugging Face name (`mask2former "
+            "convert` makes folders of the paper's .pkl and .pth files)."
+        )
     if not _looks_like_hub_name(str(name_or_folder)):
         raise DataError(
             f"The folder {folder} does not exist; give an existing model folder or a Hugging Face "
@@ -97,44 +97,15 @@ def _download(
     except RevisionNotFoundError as error:
         raise DataError(f"The hub model {name!r} has no revision {revision!r}.") from error
     except LocalEntryNotFoundError as error:
-        raise DataError(
+        raise MissingFileError(
             f"{filename} of {name!r} is not in the local cache and the hub cannot be reached; "
             "connect to the network or give a local folder."
         ) from error
     except EntryNotFoundError as error:
-        raise DataError(f"The hub model {name!r} has no file {filename}.") from error
+        raise MissingFileError(f"The hub model {name!r} has no file {filename}.") from error
     except (HfHubHTTPError, OSError) as error:
         raise DataError(
             f"Downloading {filename} of {name!r} failed ({error}); try again or give a local "
             "folder."
         ) from error
     return Path(path)
-
-
-def read_weights(
-    name_or_folder: str | Path, **hub_options: Any
-) -> tuple[Path, dict[str, torch.Tensor]]:
-    """Path and tensors of `model.safetensors` in a local folder or a hub repository.
-
-    Raises:
-        DataError: there is no such file, or it is cut off or no safetensors file.
-    """
-    path = resolve_file(name_or_folder, WEIGHTS_NAME, **hub_options)
-    try:
-        return path, load_file(path)
-    except SafetensorError as error:
-        raise DataError(
-            f"{path} is not a whole safetensors file ({error}); download or copy it again."
-        ) from error
-
-
-def save_weights(folder: str | Path, weights: dict[str, torch.Tensor]) -> Path:
-    """Write `model.safetensors` into `folder`, whole or not at all; returns the file's path."""
-    path = Path(folder) / WEIGHTS_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(weights, temporary, metadata={"format": "pt"})
-        temporary.chmod(mode)  # save_file lets nobody but the owner read its files
-    return path

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mask2former.checkpoints.keys import Rule, reverse, translate
+from mask2former.checkpoints.keys import Rule, load_state, translate
 from mask2former.configuration import Mask2FormerConfig
-from mask2former.errors import DataError
 
 # A file of the model without the class head has the same names without this.
 BASE_PREFIX = "model."
@@ -138,6 +137,7 @@ def from_huggingface(
     expected: dict[str, Tensor],
     config: Mask2FormerConfig,
     path: Path,
+    ignore_mismatched_sizes: bool = False,
 ) -> dict[str, Tensor]:
     """A state dict of ours from the tensors of a checkpoint file.
 
@@ -147,6 +147,7 @@ def from_huggingface(
             head, that of the file is left out.
         config: the model's configuration.
         path: the file, for messages.
+        ignore_mismatched_sizes: leave out what has another shape, and name it in a warning.
 
     Raises:
         DataError: keys are missing or foreign, or a shape differs.
@@ -156,22 +157,5 @@ def from_huggingface(
     if "class_predictor.weight" not in expected:
         weights = {k: v for k, v in weights.items() if k.startswith(BASE_PREFIX)}
     weights = {k: v for k, v in weights.items() if not k.endswith(IGNORED_ENDINGS)}
-    translated, foreign = translate(weights, reverse(key_table(config)))
-    foreign += sorted(set(translated) - set(expected))
-    missing = sorted(set(expected) - set(translated))
-    if missing:
-        their_names = sorted(translate({n: expected[n] for n in missing}, key_table(config))[0])
-        missing = their_names or missing
-    for problem, names in (("misses", missing), ("has foreign", foreign)):
-        if names:
-            raise DataError(
-                f"{path} {problem} {len(names)} key(s), such as {names[0]!r}; it does not belong "
-                "to the config.json beside it, so download or save the folder again."
-            )
-    for name, tensor in translated.items():
-        if tensor.shape != expected[name].shape:
-            raise DataError(
-                f"{path} holds {name} with shape {tuple(tensor.shape)}, but config.json makes it "
-                f"{tuple(expected[name].shape)}; the two files do not belong together."
-            )
-    return {name: tensor.to(expected[name].dtype) for name, tensor in translated.items()}
+    remedy = "it does not belong to the config.json beside it, so download or save the folder again"
+    return load_state(weights, key_table(config), expected, path, remedy, ignore_mismatched_sizes)

@@ -1,4 +1,4 @@
-"""Renaming, joining and splitting parameters by a declarative table.
+"""Renaming, joining and splitting parameters by a declarative table, and strict loading through it.
 
 A table is a list of rules (ours, theirs). Each side is a pattern, or a tuple of patterns whose
 tensors, concatenated along the first dimension, equal the other side's. `*` stands for one dotted
@@ -12,13 +12,19 @@ joins a foreign query, key and value when loading, and splits ours when saving.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mask2former.errors import DataError
+
 Side = str | tuple[str, ...]
 Rule = tuple[Side, Side]
+
+COUNTER = ".num_batches_tracked"
 
 
 def translate(
@@ -50,6 +56,68 @@ def translate(
 def reverse(rules: Iterable[Rule]) -> list[Rule]:
     """The table of the way back."""
     return [(theirs, ours) for ours, theirs in rules]
+
+
+def load_state(
+    weights: dict[str, Tensor],
+    rules: list[Rule],
+    expected: dict[str, Tensor],
+    path: Path,
+    remedy: str,
+    ignore_mismatched_sizes: bool = False,
+) -> dict[str, Tensor]:
+    """A state dict of ours from the tensors of a file that holds exactly what is expected.
+
+    Args:
+        weights: tensors by foreign name.
+        rules: the table of (ours, theirs).
+        expected: the state dict that is wanted, for names, shapes and dtypes.
+        path: the file, for messages.
+        remedy: what to do about a file with other names, for messages.
+        ignore_mismatched_sizes: leave out what has another shape, and name it in a warning.
+
+    Raises:
+        DataError: keys are missing or foreign, or a shape differs.
+    """
+    shells = {name: torch.empty_like(tensor, device="meta") for name, tensor in expected.items()}
+    wanted, rest = translate(shells, rules)
+    if rest:
+        raise RuntimeError(f"The key table does not cover {rest}.")
+    # Frozen batch norms do not count batches, and nothing depends on the count.
+    counters = {name: torch.tensor(0) for name in wanted if name.endswith(COUNTER)}
+    weights = {n: t for n, t in weights.items() if n in wanted or not n.endswith(COUNTER)}
+    weights = counters | weights
+    missing, foreign = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    for problem, names in (("misses", missing), ("has foreign", foreign)):
+        if names:
+            raise DataError(
+                f"{path} {problem} {len(names)} key(s), such as {names[0]!r}; {remedy}."
+            )
+    misfits = {
+        name: f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(shell.shape)}"
+        for name, shell in wanted.items()
+        if weights[name].shape != shell.shape
+    }
+    if misfits and not ignore_mismatched_sizes:
+        raise DataError(
+            f"{path} does not fit the configuration: {_listed(list(misfits.values()))}; "
+            "correct the configuration, or give ignore_mismatched_sizes=True to train these anew."
+        )
+    if misfits:
+        report = "".join(f"\n  {text}" for text in misfits.values())
+        warnings.warn(
+            f"{len(misfits)} parameter(s) of {path} do not fit the configuration and were left as "
+            f"they are initialised:{report}",
+            stacklevel=4,
+        )
+    fitting = {name: tensor for name, tensor in weights.items() if name not in misfits}
+    translated, _ = translate(fitting, reverse(rules))
+    return {name: tensor.to(expected[name].dtype) for name, tensor in translated.items()}
+
+
+def _listed(texts: list[str], most: int = 8) -> str:
+    rest = f", and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + rest
 
 
 def _patterns(side: Side) -> tuple[str, ...]:

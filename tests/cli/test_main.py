@@ -19,10 +19,10 @@ def test_help_names_every_command_and_does_not_load_torch():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "predict" in result.stdout and "demo" in result.stdout
+    assert all(command in result.stdout for command in ("predict", "demo", "convert"))
 
 
-@pytest.mark.parametrize("command", ["predict", "demo"])
+@pytest.mark.parametrize("command", ["predict", "demo", "convert"])
 def test_help_of_a_command_shows_examples(capsys, command):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
