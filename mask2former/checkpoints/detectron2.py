@@ -190,7 +190,7 @@ def from_detectron2(
     """
     weights = {k: v for k, v in weights.items() if not k.endswith(IGNORED_ENDINGS)}
     rules = BACKBONE_RULES[config.backbone_config.model_type] + HEAD_RULES
-    return load_state(weights, rules, expected, path, NO_MODEL)
+    return load_state(weights, rules, expected, path, (NO_MODEL, NO_MODEL))
 
 
 def infer_config(weights: dict[str, Tensor], path: Path) -> tuple[Mask2FormerConfig, list[str]]:

@@ -157,5 +157,8 @@ def from_huggingface(
     if "class_predictor.weight" not in expected:
         weights = {k: v for k, v in weights.items() if k.startswith(BASE_PREFIX)}
     weights = {k: v for k, v in weights.items() if not k.endswith(IGNORED_ENDINGS)}
-    remedy = "it does not belong to the config.json beside it, so download or save the folder again"
-    return load_state(weights, key_table(config), expected, path, remedy, ignore_mismatched_sizes)
+    remedies = (
+        "it does not belong to the config.json beside it, so download or save the folder again",
+        "correct the configuration, or give ignore_mismatched_sizes=True to train these anew",
+    )
+    return load_state(weights, key_table(config), expected, path, remedies, ignore_mismatched_sizes)

@@ -63,7 +63,7 @@ def load_state(
     rules: list[Rule],
     expected: dict[str, Tensor],
     path: Path,
-    remedy: str,
+    remedies: tuple[str, str],
     ignore_mismatched_sizes: bool = False,
 ) -> dict[str, Tensor]:
     """A state dict of ours from the tensors of a file that holds exactly what is expected.
@@ -73,7 +73,7 @@ def load_state(
         rules: the table of (ours, theirs).
         expected: the state dict that is wanted, for names, shapes and dtypes.
         path: the file, for messages.
-        remedy: what to do about a file with other names, for messages.
+        remedies: what to do about a file with other names, and with other shapes, for messages.
         ignore_mismatched_sizes: leave out what has another shape, and name it in a warning.
 
     Raises:
@@ -84,40 +84,37 @@ def load_state(
     if rest:
         raise RuntimeError(f"The key table does not cover {rest}.")
     # Frozen batch norms do not count batches, and nothing depends on the count.
-    counters = {name: torch.tensor(0) for name in wanted if name.endswith(COUNTER)}
     weights = {n: t for n, t in weights.items() if n in wanted or not n.endswith(COUNTER)}
-    weights = counters | weights
-    missing, foreign = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    weights = {n: torch.tensor(0) for n in wanted if n.endswith(COUNTER)} | weights
+    missing, foreign = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
     for problem, names in (("misses", missing), ("has foreign", foreign)):
         if names:
             raise DataError(
-                f"{path} {problem} {len(names)} key(s), such as {names[0]!r}; {remedy}."
+                f"{path} {problem} {len(names)} key(s), such as {min(names)!r}; {remedies[0]}."
             )
     misfits = {
         name: f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(shell.shape)}"
         for name, shell in wanted.items()
         if weights[name].shape != shell.shape
     }
-    if misfits and not ignore_mismatched_sizes:
-        raise DataError(
-            f"{path} does not fit the configuration: {_listed(list(misfits.values()))}; "
-            "correct the configuration, or give ignore_mismatched_sizes=True to train these anew."
-        )
     if misfits:
-        report = "".join(f"\n  {text}" for text in misfits.values())
+        if not ignore_mismatched_sizes:
+            raise DataError(
+                f"{path} does not fit the configuration: {_listed(misfits)}; {remedies[1]}."
+            )
         warnings.warn(
             f"{len(misfits)} parameter(s) of {path} do not fit the configuration and were left as "
-            f"they are initialised:{report}",
-            stacklevel=4,
+            "they are initialised:" + "".join(f"\n  {text}" for text in misfits.values()),
+            stacklevel=4,  # who called from_pretrained
         )
     fitting = {name: tensor for name, tensor in weights.items() if name not in misfits}
     translated, _ = translate(fitting, reverse(rules))
     return {name: tensor.to(expected[name].dtype) for name, tensor in translated.items()}
 
 
-def _listed(texts: list[str], most: int = 8) -> str:
-    rest = f", and {len(texts) - most} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + rest
+def _listed(misfits: dict[str, str], most: int = 8) -> str:
+    rest = f", and {len(misfits) - most} more" if len(misfits) > most else ""
+    return ", ".join(list(misfits.values())[:most]) + rest
 
 
 def _patterns(side: Side) -> tuple[str, ...]:

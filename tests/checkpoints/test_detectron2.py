@@ -358,7 +358,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path):
     state = state_of(tiny_model("swin"))
     state["backbone.norm2.bias"] = torch.zeros(5)
     with pytest.raises(
-        DataError, match=r"backbone\.norm2\.bias has shape \(5,\) instead of \(32,\)"
+        DataError, match=r"backbone\.norm2\.bias has shape \(5,\) instead of \(32,\); give a file"
     ):
         converted(write_pkl(tmp_path / "a.pkl", state))
 

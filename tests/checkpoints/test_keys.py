@@ -55,12 +55,12 @@ def test_counters_of_batch_norms_may_be_missing_or_too_many():
     rules = [("n.*", "m.*")]
     path = Path("file")
     counted = {"n.num_batches_tracked": torch.tensor(5), "n.weight": torch.ones(2)}
-    state = load_state({"m.weight": torch.ones(2)}, rules, counted, path, "")
+    state = load_state({"m.weight": torch.ones(2)}, rules, counted, path, ("", ""))
     assert state["n.num_batches_tracked"] == 0
     theirs = {"m.weight": torch.ones(2), "m.num_batches_tracked": torch.tensor(7)}
-    assert load_state(theirs, rules, counted, path, "")["n.num_batches_tracked"] == 7
+    assert load_state(theirs, rules, counted, path, ("", ""))["n.num_batches_tracked"] == 7
     del counted["n.num_batches_tracked"]
-    assert list(load_state(theirs, rules, counted, path, "")) == ["n.weight"]
+    assert list(load_state(theirs, rules, counted, path, ("", ""))) == ["n.weight"]
 
 
 def test_many_misfits_are_counted():
@@ -68,7 +68,7 @@ def test_many_misfits_are_counted():
     expected = {f"n.{index}": torch.zeros(2) for index in range(12)}
     theirs = {f"m.{index}": torch.zeros(3) for index in range(12)}
     with pytest.raises(DataError, match=r"m\.7 has shape \(3,\) instead of \(2,\), and 4 more;"):
-        load_state(theirs, rules, expected, Path("file"), "")
+        load_state(theirs, rules, expected, Path("file"), ("", ""))
 
 
 def test_a_shape_that_cannot_be_split_is_a_misfit():
@@ -76,7 +76,7 @@ def test_a_shape_that_cannot_be_split_is_a_misfit():
     expected = {f"{part}.w": torch.zeros(2) for part in "abc"}
     for shape in ((4,), ()):
         with pytest.raises(DataError, match=r"m\.w has shape .* instead of \(6,\)"):
-            load_state({"m.w": torch.zeros(shape)}, rules, expected, Path("file"), "")
+            load_state({"m.w": torch.zeros(shape)}, rules, expected, Path("file"), ("", ""))
     with pytest.warns(UserWarning, match="1 parameter"):
-        state = load_state({"m.w": torch.zeros(4)}, rules, expected, Path("file"), "", True)
+        state = load_state({"m.w": torch.zeros(4)}, rules, expected, Path("file"), ("", ""), True)
     assert state == {}
