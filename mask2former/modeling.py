@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mask2former.backbones import BACKBONES
+from mask2former.backbones import make_backbone
 from mask2former.checkpoints.folder import read_weights, save_weights
 from mask2former.checkpoints.huggingface import BASE_PREFIX, from_huggingface, to_huggingface
 from mask2former.configuration import CONFIG_NAME, Mask2FormerConfig
@@ -62,6 +62,7 @@ class _Pretrained(nn.Module):
             "local_files_only": local_files_only,
         }
         config = Mask2FormerConfig.from_pretrained(name_or_folder, **hub)
+        config.use_pretrained_backbone = False  # all weights are in the checkpoint
         path, weights = read_weights(name_or_folder, **hub)
         try:
             model = cls(config)
@@ -95,7 +96,7 @@ class Mask2FormerModel(_Pretrained):
     def __init__(self, config: Mask2FormerConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = BACKBONES[config.backbone_config.model_type](config.backbone_config)
+        self.backbone = make_backbone(config)
         self.pixel_decoder = PixelDecoder(config, self.backbone.channels)
         self.transformer_decoder = TransformerDecoder(config)
 

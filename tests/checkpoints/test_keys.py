@@ -45,3 +45,12 @@ def test_a_group_with_a_missing_part_is_left_over():
 def test_a_star_does_not_cross_a_dot():
     _, rest = translate({"z.deep.weight": torch.zeros(1)}, reverse(TABLE))
     assert rest == ["z.deep.weight"]
+
+
+def test_two_stars_stand_for_any_number_of_parts():
+    theirs = {"z.weight": torch.zeros(1), "z.deep.er.weight": torch.ones(1)}
+    ours, rest = translate(theirs, [("z.**", "c.body.**")])
+    assert not rest
+    names = {"c.body.weight": "z.weight", "c.body.deep.er.weight": "z.deep.er.weight"}
+    assert ours.keys() == names.keys()
+    assert all(ours[name] is theirs[their_name] for name, their_name in names.items())
