@@ -35,7 +35,7 @@ class TimmBackbone(LibraryBackbone):
         require_package("timm", f"The backbone {config.backbone!r} of timm")
         # Without weights: it says which maps there are and whether it insists on its image size.
         with torch.device("meta"):
-            probe = _create(config, features_only=True)
+            probe = _create(config, features_only=True, out_indices=[-1])
         info = probe.feature_info.info
         strides = [entry["reduction"] for entry in info]
         options: dict[str, Any] = {"pretrained": pretrained}
@@ -52,7 +52,7 @@ class TimmBackbone(LibraryBackbone):
         else:
             body = _create(config, features_only=True, out_indices=chosen, **options)
         if config.freeze_batch_norm_2d:
-            from timm.utils import freeze_batch_norm_2d
+            from timm.layers import freeze_batch_norm_2d
 
             body = freeze_batch_norm_2d(body)
         channels = [info[index]["num_chs"] for index in chosen]

@@ -118,7 +118,9 @@ def test_several_maps_of_a_plain_transformer_serve_one_level_each():
     backbone = backbone_of(TimmBackboneConfig.from_dict(options))
     assert len(backbone.body.blocks) == 4  # the last serves nobody
     image = torch.randn(1, 3, 64, 64)
-    theirs = backbone.body.get_intermediate_layers(image, n=[2, 3], reshape=True, norm=True)
+    theirs = backbone.body.forward_intermediates(
+        image, indices=[2, 3], norm=True, intermediates_only=True
+    )
     maps = backbone(image)
     assert torch.equal(maps[2], theirs[0])
     assert torch.equal(maps[3], F.max_pool2d(theirs[1], 2))

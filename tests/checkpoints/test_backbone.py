@@ -56,6 +56,6 @@ def test_a_foreign_tensor_is_named(folder):
 
 
 def test_a_shape_that_an_option_changed_is_named(folder):
-    message = r"stem\.conv\.weight with shape \(8, 3, 7, 7\), but the configuration makes it \(12"
+    message = r"stem\.conv\.weight with shape \(8, 3, 7, 7\), but the configuration makes it \(8, 4"
     with pytest.raises(DataError, match=message):
-        load(folder, backbone_kwargs={"embedding_size": 12})
+        load(folder, backbone_kwargs={"num_channels": 4})
