@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -237,7 +236,7 @@ def _backbone_config(value: Any) -> Any:
     values = dict(value if isinstance(value, dict) else value.to_dict())
     model_type = values.pop("model_type", None)
     if model_type not in BACKBONE_CONFIGS:
-        return _transformers_config(model_type, values if isinstance(value, dict) else value)
+        return _transformers_config(model_type, values)
     if model_type != TimmBackboneConfig.model_type:
         values = _with_our_stages(values)
     return BACKBONE_CONFIGS[model_type].from_dict(values)
@@ -263,8 +262,8 @@ def _with_our_stages(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "out_features": None if names == stages[-1:] else names}
 
 
-def _transformers_config(model_type: Any, value: Any) -> Any:
-    """A configuration object of transformers, from a dict without model_type or from another."""
+def _transformers_config(model_type: Any, values: dict[str, Any]) -> Any:
+    """A configuration object of transformers; `values` are those of its dict without model_type."""
     ours = sorted(BACKBONE_CONFIGS)
     require_package(
         "transformers", f"backbone_config has model_type {model_type!r}, none of {ours}, and so"
@@ -277,10 +276,13 @@ def _transformers_config(model_type: Any, value: Any) -> Any:
             f"backbone_config has model_type {model_type!r}, which is no backbone; use one of "
             f"{ours} or a backbone of transformers."
         )
-    if not isinstance(value, dict):
-        return copy.deepcopy(value)
-    dtypes = {"dtype", "torch_dtype"}
-    return CONFIG_MAPPING[model_type](**{k: v for k, v in value.items() if k not in dtypes})
+    values = {k: v for k, v in values.items() if k not in ("dtype", "torch_dtype")}
+    config_class = CONFIG_MAPPING[model_type]
+    # Some of its networks take lists only, although their configurations default to tuples.
+    values = config_class(**values).to_dict()
+    return config_class.from_dict(
+        {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    )
 
 
 def _named_backbone(name: str, use_timm: bool, options: dict[str, Any]) -> Any:

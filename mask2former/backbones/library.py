@@ -46,6 +46,7 @@ class LibraryBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body
+        self._checkpointing = False
         self.cell = max(strides)
         self.pyramid = None
         if pyramid_strides is not None:
@@ -63,6 +64,19 @@ class LibraryBackbone(nn.Module):
     def read(self, pixel_values: Tensor) -> list[Tensor]:
         """The network's maps (N, C_i, H_i, W_i) of images that are whole cells."""
         raise NotImplementedError
+
+    def checkpoint_layers(self, value: bool) -> bool:
+        """Turn the library's gradient checkpointing on or off; whether it is on now."""
+        raise NotImplementedError
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether layers run again in the backward pass. It stays False if the network cannot."""
+        return self._checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool) -> None:
+        self._checkpointing = self.checkpoint_layers(value)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
         """`pixel_mask` bool (N, H, W), True where there is image; outputs are zero elsewhere."""

@@ -67,9 +67,13 @@ class TimmBackbone(LibraryBackbone):
                 pixel_values, indices=self.indices, norm=True, intermediates_only=True
             )
         maps = self.body(pixel_values)
-        if self.body.output_fmt == "NHWC":
+        if getattr(self.body, "output_fmt", "NCHW") == "NHWC":
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         return maps
+
+    def checkpoint_layers(self, value: bool) -> bool:
+        self.body.set_grad_checkpointing(value)
+        return value
 
 
 def _create(config: TimmBackboneConfig, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -84,8 +88,8 @@ def _create(config: TimmBackboneConfig, pretrained: bool = False, **options: Any
         return timm.create_model(name, pretrained=pretrained, **options, **config.model_kwargs)
     except (OSError, HfHubHTTPError) as error:
         raise DataError(
-            f"The pretrained weights of {name!r} could not be fetched ({error}); connect to the "
-            "network, or leave out use_pretrained_backbone."
+            f"timm could not fetch {name!r} ({error}); connect to the network, or leave out "
+            "use_pretrained_backbone."
         ) from error
     except RuntimeError as error:
         if "Unknown model" not in str(error):

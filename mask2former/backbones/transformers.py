@@ -29,7 +29,7 @@ class TransformersBackbone(LibraryBackbone):
 
     Raises:
         DataError: the weights cannot be fetched.
-        ValueError: the network has no maps of the wanted strides.
+        ValueError: the network has no maps of the wanted strides, or takes images of one size only.
     """
 
     def __init__(
@@ -54,18 +54,32 @@ class TransformersBackbone(LibraryBackbone):
     def read(self, pixel_values: Tensor) -> list[Tensor]:
         return list(self.body(pixel_values).feature_maps)
 
+    def checkpoint_layers(self, value: bool) -> bool:
+        if not self.body.supports_gradient_checkpointing:
+            return False
+        # The older of the two names goes away in transformers 6.
+        kind = "activation" if hasattr(self.body, "activation_checkpointing_enable") else "gradient"
+        getattr(self.body, f"{kind}_checkpointing_{'enable' if value else 'disable'}")()
+        return value
+
 
 def stage_strides(config: Any) -> dict[str, int]:
     """Stride in pixels of each stage of a backbone of transformers, found without any weights.
 
     Raises:
-        ValueError: the stages' maps are no whole fraction of the image.
+        ValueError: the network takes images of one size only, or its maps have no whole stride.
     """
     everything = copy.deepcopy(config)
     everything.out_features = list(config.stage_names)
     with torch.device("meta"):
         probe = _create(everything, None).eval()
-        maps = probe(torch.empty(1, config.num_channels, PROBE_SIZE, PROBE_SIZE)).feature_maps
+        try:
+            maps = probe(torch.empty(1, config.num_channels, PROBE_SIZE, PROBE_SIZE)).feature_maps
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"The backbone {config.model_type!r} cannot be used, because it does not take an "
+                f"image of {PROBE_SIZE}x{PROBE_SIZE} ({error})."
+            ) from error
     extents = {name: tuple(x.shape[2:]) for name, x in zip(config.stage_names, maps, strict=True)}
     for name, extent in extents.items():
         if len(extent) != 2 or len(set(extent)) != 1 or PROBE_SIZE % extent[0]:

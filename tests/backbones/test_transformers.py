@@ -53,13 +53,8 @@ def test_maps_have_the_models_strides_for_any_image_size(config, channels):
 
 
 def test_strides_are_found_without_running_a_network_of_weights():
-    assert stage_strides(convnext()) == {
-        "stem": 4,
-        "stage1": 4,
-        "stage2": 8,
-        "stage3": 16,
-        "stage4": 32,
-    }
+    strides = {"stem": 4, "stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
+    assert stage_strides(convnext()) == strides
     assert stage_strides(dinov2()) == {"stem": 14, "stage1": 14, "stage2": 14}
 
 
@@ -132,6 +127,59 @@ def test_an_image_gives_the_same_answer_alone_and_in_a_batch(make):
     assert relative_error(together.class_queries_logits[:1], alone.class_queries_logits) < 1e-12
     masks = together.masks_queries_logits[:1, :, :16, :8]
     assert relative_error(masks, alone.masks_queries_logits) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("model_type", "channels"),
+    [
+        ("convnext", [96, 192, 384, 768]),
+        ("dinov2", [192, 384, 768, 768]),
+        ("dinov2_with_registers", [192, 384, 768, 768]),
+        ("dinov3_convnext", [96, 192, 384, 768]),
+        ("dinov3_vit", [96, 192, 384, 384]),
+        ("focalnet", [96, 192, 384, 768]),
+        ("pvt_v2", [32, 64, 160, 256]),
+        ("swinv2", [96, 192, 384, 768]),
+    ],
+)
+def test_the_librarys_default_models_fit(model_type, channels):
+    with torch.device("meta"):
+        backbone = backbone_of({"model_type": model_type})
+        maps = backbone(torch.empty(1, 3, 100, 130))
+    assert [x.shape[1] for x in maps] == channels
+    assert [tuple(x.shape[2:]) for x in maps] == [(25, 33), (13, 17), (7, 9), (4, 5)]
+
+
+def test_a_model_of_one_image_size_is_refused():
+    with pytest.raises(ValueError, match="'vitpose_backbone' cannot be used, because it does not"):
+        backbone_of({"model_type": "vitpose_backbone"})
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    backbone = randomise(backbone_of(dinov2()), seed=1).double().train()
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    gradients, runs = [], []
+
+    def count(*_):
+        runs[-1] += 1
+
+    for layer in backbone.body.modules():
+        layer.register_forward_hook(count)
+    for backbone.gradient_checkpointing in (False, True):
+        backbone.zero_grad()
+        runs.append(0)
+        sum(x.square().sum() for x in backbone(image)).backward()
+        gradients.append({n: p.grad for n, p in backbone.named_parameters() if p.grad is not None})
+        assert backbone.gradient_checkpointing == (len(runs) == 2)
+    assert runs[1] > runs[0]  # layers that ran again
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(relative_error(gradients[1][n], g) < 1e-12 for n, g in gradients[0].items())
+
+
+def test_a_network_without_gradient_checkpointing_says_so():
+    backbone = backbone_of(convnext())
+    backbone.gradient_checkpointing = True
+    assert not backbone.gradient_checkpointing
 
 
 def test_pretrained_weights_come_from_a_folder(tmp_path):
