@@ -268,6 +268,7 @@ def _transformers_config(model_type: Any, values: dict[str, Any]) -> Any:
     require_package(
         "transformers", f"backbone_config has model_type {model_type!r}, none of {ours}, and so"
     )
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
@@ -279,10 +280,14 @@ def _transformers_config(model_type: Any, values: dict[str, Any]) -> Any:
     values = {k: v for k, v in values.items() if k not in ("dtype", "torch_dtype")}
     config_class = CONFIG_MAPPING[model_type]
     # Some of its networks take lists only, although their configurations default to tuples.
-    values = config_class(**values).to_dict()
-    return config_class.from_dict(
-        {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-    )
+    try:
+        values = config_class(**values).to_dict()
+        return config_class.from_dict(
+            {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        )
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"backbone_config is no {config_class.__name__}: {reason}") from error
 
 
 def _named_backbone(name: str, use_timm: bool, options: dict[str, Any]) -> Any:
@@ -295,7 +300,14 @@ def _named_backbone(name: str, use_timm: bool, options: dict[str, Any]) -> Any:
         known = {k: v for k, v in options.items() if k in fields}
         rest = {k: v for k, v in options.items() if k not in fields}
         return TimmBackboneConfig(backbone=name, **{"model_kwargs": rest, **known})
-    values = read_json(resolve_file(name, CONFIG_NAME))
+    try:
+        path = resolve_file(name, CONFIG_NAME)
+    except DataError as error:
+        raise DataError(
+            f"There is no backbone {name!r} in the Hugging Face format: {error} For timm's model of "
+            "that name, give use_timm_backbone=True."
+        ) from error
+    values = read_json(path)
     values = {k: v for k, v in values.items() if k not in CLASSIFIER_KEYS}
     if "out_indices" in options:
         values.pop("out_features", None)

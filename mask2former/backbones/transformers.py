@@ -44,6 +44,10 @@ class TransformersBackbone(LibraryBackbone):
             )
             config.out_features = [names[index] for index in chosen]
         body = _create(config, pretrained)
+        for name, parameter in body.named_parameters():
+            # Of its pretraining; without a gradient it would stop distributed training.
+            if name.endswith("mask_token"):
+                parameter.requires_grad_(False)
         super().__init__(
             body,
             body.channels,

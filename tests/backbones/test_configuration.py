@@ -153,7 +153,7 @@ def test_the_name_of_a_folder_is_read_at_once_and_all_of_it_is_saved(tmp_path):
 
 
 def test_a_name_that_leads_nowhere_is_one_sentence():
-    with pytest.raises(DataError, match="The folder resnet50 does not exist"):
+    with pytest.raises(DataError, match=r"no backbone 'resnet50' .* use_timm_backbone=True"):
         Mask2FormerConfig(backbone="resnet50")
 
 
@@ -171,6 +171,12 @@ def test_a_name_that_leads_nowhere_is_one_sentence():
 def test_contradictions_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Mask2FormerConfig(**options)
+
+
+def test_a_value_that_transformers_refuses_is_one_sentence(transformers):
+    message = "backbone_config is no ConvNextConfig: Validation error for field 'depths'"
+    with pytest.raises(ValueError, match=message):
+        Mask2FormerConfig(backbone_config={"model_type": "convnext", "depths": "many"})
 
 
 def test_what_is_no_backbone_is_named_with_the_known_ones(transformers):

@@ -176,6 +176,13 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     assert all(relative_error(gradients[1][n], g) < 1e-12 for n, g in gradients[0].items())
 
 
+@pytest.mark.parametrize("make", [convnext, dinov2, dinov3])
+def test_every_trainable_parameter_has_a_gradient(make):
+    backbone = backbone_of(make()).train()
+    sum(x.square().sum() for x in backbone(torch.randn(1, 3, 64, 64))).backward()
+    assert not [n for n, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+
+
 def test_a_network_without_gradient_checkpointing_says_so():
     backbone = backbone_of(convnext())
     backbone.gradient_checkpointing = True
