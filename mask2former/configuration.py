@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from mask2former.activations import ACTIVATIONS
 from mask2former.checkpoints.folder import resolve_file
 from mask2former.errors import DataError
 from mask2former.files import read_json, write_text
+from mask2former.transformers_configuration import transformers_config, with_our_stages
 
 CONFIG_NAME = "config.json"
 
@@ -213,15 +213,6 @@ BACKBONE_CONFIGS = {
 CLASSIFIER_KEYS = {"id2label", "label2id", "architectures", "dtype", "torch_dtype"}
 
 
-def require_package(package: str, what: str) -> None:
-    """DataError with the command that installs `package`, which `what` needs, if it is missing."""
-    if find_spec(package) is None:
-        raise DataError(
-            f"{what} needs the package {package}, which is not installed; "
-            f"pip install mask2former[{package}]."
-        )
-
-
 def _backbone_config(value: Any) -> Any:
     """A backbone's configuration from a dict, one of ours, or one of transformers.
 
@@ -236,58 +227,10 @@ def _backbone_config(value: Any) -> Any:
     values = dict(value if isinstance(value, dict) else value.to_dict())
     model_type = values.pop("model_type", None)
     if model_type not in BACKBONE_CONFIGS:
-        return _transformers_config(model_type, values)
+        return transformers_config(model_type, values, sorted(BACKBONE_CONFIGS))
     if model_type != TimmBackboneConfig.model_type:
-        values = _with_our_stages(values)
+        values = with_our_stages(values)
     return BACKBONE_CONFIGS[model_type].from_dict(values)
-
-
-def _with_our_stages(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a Swin or ResNet of transformers, whose index 0 is the stem.
-
-    Its configurations name the last stage alone unless told otherwise. No Mask2Former can be made
-    of one stage, so that means all of them.
-    """
-    values = {k: v for k, v in values.items() if k != "stage_names"}
-    depths = values.get("depths") or [None] * 4
-    stages = ["stem", *(f"stage{number}" for number in range(1, len(depths) + 1))]
-    names, indices = values.pop("out_features", None), values.pop("out_indices", None)
-    if names is None and indices is not None:
-        if not all(-len(stages) <= index < len(stages) for index in indices):
-            raise ValueError(
-                f"out_indices is {indices}; this backbone has maps from {-len(stages)} to "
-                f"{len(stages) - 1}."
-            )
-        names = [stages[index] for index in indices]
-    return {**values, "out_features": None if names == stages[-1:] else names}
-
-
-def _transformers_config(model_type: Any, values: dict[str, Any]) -> Any:
-    """A configuration object of transformers; `values` are those of its dict without model_type."""
-    ours = sorted(BACKBONE_CONFIGS)
-    require_package(
-        "transformers", f"backbone_config has model_type {model_type!r}, none of {ours}, and so"
-    )
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
-
-    if model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
-        raise DataError(
-            f"backbone_config has model_type {model_type!r}, which is no backbone; use one of "
-            f"{ours} or a backbone of transformers."
-        )
-    values = {k: v for k, v in values.items() if k not in ("dtype", "torch_dtype")}
-    config_class = CONFIG_MAPPING[model_type]
-    # Some of its networks take lists only, although their configurations default to tuples.
-    try:
-        values = config_class(**values).to_dict()
-        return config_class.from_dict(
-            {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-        )
-    except StrictDataclassError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"backbone_config is no {config_class.__name__}: {reason}") from error
 
 
 def _named_backbone(name: str, use_timm: bool, options: dict[str, Any]) -> Any:
@@ -304,8 +247,8 @@ def _named_backbone(name: str, use_timm: bool, options: dict[str, Any]) -> Any:
         path = resolve_file(name, CONFIG_NAME)
     except DataError as error:
         raise DataError(
-            f"There is no backbone {name!r} in the Hugging Face format: {error} For timm's model of "
-            "that name, give use_timm_backbone=True."
+            f"There is no backbone {name!r} in the Hugging Face format: {error} For a model of "
+            "timm give use_timm_backbone=True."
         ) from error
     values = read_json(path)
     values = {k: v for k, v in values.items() if k not in CLASSIFIER_KEYS}

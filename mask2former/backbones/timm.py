@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.backbones.library import LibraryBackbone, is_plain, last_of_each_stride
-from mask2former.configuration import TimmBackboneConfig, require_package
+from mask2former.configuration import TimmBackboneConfig
 from mask2former.errors import DataError
+from mask2former.transformers_configuration import require_package
 
 
 class TimmBackbone(LibraryBackbone):

@@ -166,6 +166,18 @@ def test_a_name_that_leads_nowhere_is_one_sentence():
         ({"use_pretrained_backbone": True}, "use_pretrained_backbone goes with the name"),
         ({"use_pretrained_backbone": "yes"}, "use_pretrained_backbone is 'yes'; it must be true"),
         ({"backbone_config": {"model_type": "timm_backbone"}}, "must be timm's name of a model"),
+        (
+            {"backbone_config": {"model_type": "swin", "depths": 3}},
+            "depths is 3; it must be a list",
+        ),
+        (
+            {
+                "backbone": "x",
+                "use_timm_backbone": True,
+                "backbone_kwargs": {"features_only": False},
+            },
+            "features_only is false, but a backbone has to return feature maps",
+        ),
     ],
 )
 def test_contradictions_are_named(options, message):
