@@ -27,7 +27,8 @@ class TimmBackbone(LibraryBackbone):
 
     Raises:
         DataError: timm is not installed, or the weights cannot be fetched.
-        ValueError: timm has no such model, or the model takes images of one size only.
+        ValueError: timm has no such model, or the model has no such maps or takes images of one
+            size only.
     """
 
     def __init__(
@@ -46,6 +47,11 @@ class TimmBackbone(LibraryBackbone):
         if config.out_indices in (None, [-1]):
             wanted = [max(strides)] if plain else feature_strides
             config.out_indices = last_of_each_stride(strides, wanted, config.backbone)
+        if not all(-len(info) <= index < len(info) for index in config.out_indices):
+            raise ValueError(
+                f"out_indices is {config.out_indices}, but {config.backbone!r} has maps 0 to "
+                f"{len(info) - 1}."
+            )
         chosen = [index % len(info) for index in config.out_indices]
         if plain:
             body = _create(config, num_classes=0, **options)
@@ -57,6 +63,8 @@ class TimmBackbone(LibraryBackbone):
 
             body = freeze_batch_norm_2d(body)
         channels = [info[index]["num_chs"] for index in chosen]
+        if plain:  # the final norm may change the width
+            channels = [info[index].get("num_chs_norm", info[index]["num_chs"]) for index in chosen]
         super().__init__(
             body, channels, [strides[index] for index in chosen], feature_strides if plain else None
         )

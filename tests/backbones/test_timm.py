@@ -76,6 +76,7 @@ def test_maps_have_the_models_strides_for_any_image_size(config, channels):
         ("vit_small_patch14_dinov2", [96, 192, 384, 384]),
         ("vit_base_patch14_reg4_dinov2", [192, 384, 768, 768]),
         ("vit_large_patch16_dinov3", [256, 512, 1024, 1024]),
+        ("samvit_base_patch16", [64, 128, 256, 256]),  # its final norm has a projection
     ],
 )
 def test_published_models_fit(name, channels):
@@ -293,6 +294,12 @@ def test_batch_norm_is_frozen_on_demand(frozen):
 def test_an_unknown_model_is_named():
     with pytest.raises(ValueError, match=r"timm has no model 'resnet5000'; timm\.list_models"):
         backbone_of(config_of("resnet5000"))
+
+
+def test_a_map_that_is_not_there_is_named():
+    config = TimmBackboneConfig(backbone="test_convnext2", out_indices=[1, 2, 3, 4])
+    with pytest.raises(ValueError, match="'test_convnext2' has maps 0 to 3"):
+        backbone_of(config)
 
 
 def test_a_model_of_one_image_size_is_refused():
