@@ -56,17 +56,20 @@ class TimmBackbone(LibraryBackbone):
         if plain:
             body = _create(config, num_classes=0, **options)
             body.prune_intermediate_layers(chosen)
+            # A final norm may have a projection.
+            widths = [entry.get("num_chs_norm", entry["num_chs"]) for entry in body.feature_info]
         else:
             body = _create(config, features_only=True, out_indices=chosen, **options)
+            widths = [entry["num_chs"] for entry in info]
         if config.freeze_batch_norm_2d:
             from timm.layers import freeze_batch_norm_2d
 
             body = freeze_batch_norm_2d(body)
-        channels = [info[index]["num_chs"] for index in chosen]
-        if plain:  # the final norm may change the width
-            channels = [info[index].get("num_chs_norm", info[index]["num_chs"]) for index in chosen]
         super().__init__(
-            body, channels, [strides[index] for index in chosen], feature_strides if plain else None
+            body,
+            [widths[index] for index in chosen],
+            [strides[index] for index in chosen],
+            feature_strides if plain else None,
         )
         self.indices = chosen
 
