@@ -22,6 +22,7 @@ _HOMES = {
     "Mask2FormerModelOutput": "mask2former.outputs",
     "ResNetConfig": "mask2former.configuration",
     "SwinConfig": "mask2former.configuration",
+    "TimmBackboneConfig": "mask2former.configuration",
     "__version__": "mask2former_ops",
 }
 

@@ -13,6 +13,7 @@ from mask2former.activations import ACTIVATIONS
 from mask2former.checkpoints.folder import resolve_file
 from mask2former.errors import DataError
 from mask2former.files import read_json, write_text
+from mask2former.transformers_configuration import transformers_config, with_our_stages
 
 CONFIG_NAME = "config.json"
 
@@ -130,6 +131,13 @@ class ResNetConfig(_Config):
     """A ResNet (He et al. 2016); the defaults are ResNet-50.
 
     `layer_type` is "bottleneck" (three convolutions a layer) or "basic" (two).
+
+    `freeze_batch_norm_2d` keeps the statistics, scales and shifts of all batch norms as they were
+    loaded, while training too. So were the ResNets of the paper trained on COCO and ADE20K
+    (detectron2's FrozenBN); on Cityscapes it used synchronised batch norm, which is
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` of a model without this option. The default is
+    that of transformers: batch norms learn, from the statistics of each batch. In evaluation mode
+    there is no difference.
     """
 
     model_type = "resnet"
@@ -142,6 +150,7 @@ class ResNetConfig(_Config):
     hidden_act: str = "relu"
     downsample_in_first_stage: bool = False
     downsample_in_bottleneck: bool = False
+    freeze_batch_norm_2d: bool = False
     out_features: list[str] | None = None
 
     def __post_init__(self) -> None:
@@ -160,11 +169,60 @@ class ResNetConfig(_Config):
         self.out_features = _default_stages(self.depths, self.out_features)
 
 
-BACKBONE_CONFIGS = {config.model_type: config for config in (SwinConfig, ResNetConfig)}
+@dataclass
+class TimmBackboneConfig(_Config):
+    """A model of the timm library (`pip install mask2former[timm]`).
+
+    `backbone` is timm's name for it, such as "convnext_tiny" or "vit_small_patch14_dinov2".
+    `out_indices` chooses among its feature maps (default: the last of each of the model's
+    `feature_strides`, or a plain vision transformer's last one), `freeze_batch_norm_2d` is as in
+    `ResNetConfig`, and `model_kwargs` goes to `timm.create_model`, for example
+    `{"drop_path_rate": 0.3}`.
+    """
+
+    model_type = "timm_backbone"
+
+    backbone: str = ""
+    num_channels: int = 3
+    out_indices: list[int] | None = None
+    features_only: bool = True
+    freeze_batch_norm_2d: bool = False
+    output_stride: int | None = None
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_fields()
+        if not isinstance(self.backbone, str) or not self.backbone:
+            raise ValueError(
+                f"backbone is {self.backbone!r}; it must be timm's name of a model, such as "
+                "'convnext_tiny'."
+            )
+        if not self.features_only:
+            raise ValueError("features_only is false, but a backbone has to return feature maps.")
+        if self.out_indices is not None:
+            self.out_indices = list(self.out_indices)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TimmBackboneConfig:
+        """Build from a plain dict; names of stages follow from `out_indices` and are left out."""
+        derived = {"out_features", "stage_names"}
+        return super().from_dict({k: v for k, v in values.items() if k not in derived})
 
 
-def _backbone_config(value: Any) -> SwinConfig | ResNetConfig:
-    """A backbone's configuration from a dict, one of ours, or any object with `to_dict`."""
+BACKBONE_CONFIGS = {
+    config.model_type: config for config in (SwinConfig, ResNetConfig, TimmBackboneConfig)
+}
+
+# What a classification model's config.json says and a backbone has no use for. The dtype is that of
+# the file's weights.
+CLASSIFIER_KEYS = {"id2label", "label2id", "architectures", "dtype", "torch_dtype"}
+
+
+def _backbone_config(value: Any) -> Any:
+    """A backbone's configuration from a dict, one of ours, or one of transformers.
+
+    Swin, ResNet and timm become our own; what only transformers has stays its object.
+    """
     if value is None:  # the documented default: Swin-S
         return SwinConfig(depths=[2, 2, 18, 2], drop_path_rate=0.3)
     if isinstance(value, tuple(BACKBONE_CONFIGS.values())):
@@ -174,11 +232,36 @@ def _backbone_config(value: Any) -> SwinConfig | ResNetConfig:
     values = dict(value if isinstance(value, dict) else value.to_dict())
     model_type = values.pop("model_type", None)
     if model_type not in BACKBONE_CONFIGS:
-        raise DataError(
-            f"backbone_config has model_type {model_type!r}, which is not a backbone of this "
-            f"version; use one of {sorted(BACKBONE_CONFIGS)}."
-        )
+        return transformers_config(model_type, values, sorted(BACKBONE_CONFIGS))
+    if model_type != TimmBackboneConfig.model_type:
+        values = with_our_stages(values)
     return BACKBONE_CONFIGS[model_type].from_dict(values)
+
+
+def _named_backbone(name: str, use_timm: bool, options: dict[str, Any]) -> Any:
+    """The configuration of the backbone that a name of timm, of the hub or of a folder stands for.
+
+    For timm, `options` that are no field of `TimmBackboneConfig` go to `timm.create_model`.
+    """
+    if use_timm:
+        fields = {f.name for f in dataclasses.fields(TimmBackboneConfig)}
+        known = {k: v for k, v in options.items() if k in fields}
+        rest = {k: v for k, v in options.items() if k not in fields}
+        return TimmBackboneConfig(backbone=name, **{"model_kwargs": rest, **known})
+    try:
+        path = resolve_file(name, CONFIG_NAME)
+    except DataError as error:
+        raise DataError(
+            f"There is no backbone {name!r} in the Hugging Face format: {error} For a model of "
+            "timm give use_timm_backbone=True."
+        ) from error
+    values = read_json(path)
+    values = {k: v for k, v in values.items() if k not in CLASSIFIER_KEYS}
+    if "out_indices" in options:
+        values.pop("out_features", None)
+    if "out_features" in options:
+        values.pop("out_indices", None)
+    return _backbone_config({**values, **options})
 
 
 @dataclass
@@ -191,7 +274,8 @@ class Mask2FormerConfig(_Config):
     instead. Unknown keys are kept in `extra` and written back by `save_pretrained`.
 
     Args:
-        backbone_config: a `SwinConfig`, a `ResNetConfig` or the dict of one; default: Swin-S.
+        backbone_config, backbone, use_timm_backbone, backbone_kwargs, use_pretrained_backbone: see
+            below; default: Swin-S.
         feature_size: width of the pixel decoder, a multiple of 32.
         mask_feature_size: width of the features at the common stride that masks are read from.
         hidden_dim: width of the queries.
@@ -224,8 +308,19 @@ class Mask2FormerConfig(_Config):
             models return unless told otherwise in the call.
         id2label: name of each class; `num_labels`: their number, where they have no names.
 
+    The backbone is given in one of two ways:
+
+    - `backbone_config`: a `SwinConfig`, `ResNetConfig` or `TimmBackboneConfig`, a dict with a
+      `model_type`, or a configuration of transformers that its AutoBackbone takes.
+    - `backbone`: with `use_timm_backbone` timm's name of a model, without it a hub name or a folder
+      that holds a model in the Hugging Face format. Its configuration is read at once, changed by
+      `backbone_kwargs` and kept as `backbone_config`, which alone is written to files. With
+      `use_pretrained_backbone` (allowed for a `TimmBackboneConfig` too) a new model starts with the
+      named model's weights. `from_pretrained` of a whole model never asks for them.
+
     Raises:
-        DataError: the backbone is none that this version has.
+        DataError: the backbone is none that this version has, a library is not installed, or a name
+            leads to no configuration.
         ValueError: fields contradict each other.
     """
 
@@ -270,6 +365,11 @@ class Mask2FormerConfig(_Config):
     use_auxiliary_loss: bool = True
     feature_strides: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
     output_auxiliary_logits: bool | None = None
+    # How backbone_config came about; two configurations that only differ in it are equal.
+    backbone: str | None = field(default=None, compare=False)
+    use_pretrained_backbone: bool = field(default=False, compare=False)
+    use_timm_backbone: bool = field(default=False, compare=False)
+    backbone_kwargs: dict[str, Any] | None = field(default=None, compare=False)
     output_hidden_states: bool = False
     output_attentions: bool = False
     return_dict: bool = True
@@ -279,7 +379,7 @@ class Mask2FormerConfig(_Config):
     def __post_init__(self, num_labels: int | None) -> None:
         self._check_fields()
         _check_activation("activation_function", self.activation_function)
-        self.backbone_config = _backbone_config(self.backbone_config)
+        self.backbone_config = self._chosen_backbone()
         self.feature_strides = list(self.feature_strides)
         if self.id2label is None:
             self.num_labels = 2 if num_labels is None else num_labels
@@ -299,6 +399,28 @@ class Mask2FormerConfig(_Config):
                 f"multiples of num_attention_heads {heads}."
             )
 
+    def _chosen_backbone(self) -> Any:
+        if self.backbone is not None:
+            if self.backbone_config is not None:
+                raise ValueError("backbone and backbone_config cannot both be given.")
+            options = self.backbone_kwargs or {}
+            return _named_backbone(self.backbone, self.use_timm_backbone, options)
+        for name in ("use_timm_backbone", "backbone_kwargs"):
+            if getattr(self, name):
+                raise ValueError(f"{name} goes with the name of a backbone; give backbone as well.")
+        chosen = _backbone_config(self.backbone_config)
+        if self.use_pretrained_backbone and not isinstance(chosen, TimmBackboneConfig):
+            raise ValueError(
+                "use_pretrained_backbone goes with the name of a backbone; give backbone instead "
+                "of backbone_config."
+            )
+        return chosen
+
+    @classmethod
+    def from_backbone_config(cls, backbone_config: Any, **kwargs: Any) -> Mask2FormerConfig:
+        """A configuration with this backbone; `kwargs` are the constructor's other arguments."""
+        return cls(backbone_config=backbone_config, **kwargs)
+
     @property
     def label2id(self) -> dict[str, int]:
         """Label to its id, the inverse of `id2label`."""
@@ -307,11 +429,6 @@ class Mask2FormerConfig(_Config):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Mask2FormerConfig:
         """Build from the contents of a `config.json`; `id2label` wins over `num_labels`."""
-        if values.get("backbone_config") is None and values.get("backbone") is not None:
-            raise DataError(
-                f"The configuration names the backbone {values['backbone']!r}, but this version "
-                f"takes a backbone_config with a model_type of {sorted(BACKBONE_CONFIGS)} only."
-            )
         # What follows from other keys, or says how a file's weights were stored.
         derived = {"model_type", "architectures", "label2id", "num_labels", "dtype", "torch_dtype"}
         config = super().from_dict({k: v for k, v in values.items() if k not in derived})
@@ -328,6 +445,10 @@ class Mask2FormerConfig(_Config):
             "model_type": self.model_type,
             "architectures": ["Mask2FormerForUniversalSegmentation"],
             "backbone_config": backbone,
+            "backbone": None,
+            "use_pretrained_backbone": False,
+            "use_timm_backbone": False,
+            "backbone_kwargs": None,
             "label2id": self.label2id,
         }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.annotations import check_labels, make_annotations
-from mask2former.backbones import BACKBONES
+from mask2former.backbones import make_backbone
 from mask2former.checkpoints.huggingface import BASE_PREFIX, from_huggingface, to_huggingface
 from mask2former.checkpoints.weights import read_weights, save_weights
 from mask2former.configuration import CONFIG_NAME, Mask2FormerConfig
@@ -80,6 +80,7 @@ class _Pretrained(GradientCheckpointing, nn.Module):
         if config is None:
             config = Mask2FormerConfig.from_pretrained(name_or_folder, **hub)
         config = _overridden(config, overrides)
+        config.use_pretrained_backbone = False  # all weights are in the checkpoint
         path, weights = read_weights(name_or_folder, **hub)
         try:
             model = cls(config)
@@ -140,7 +141,7 @@ class Mask2FormerModel(_Pretrained):
     def __init__(self, config: Mask2FormerConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = BACKBONES[config.backbone_config.model_type](config.backbone_config)
+        self.backbone = make_backbone(config)
         self.pixel_decoder = PixelDecoder(config, self.backbone.channels)
         self.transformer_decoder = TransformerDecoder(config)
 

@@ -77,28 +77,30 @@ def same_points():
         yield
 
 
+# Options of a model small enough to run in milliseconds.
+SMALL = {
+    "feature_size": 32,
+    "mask_feature_size": 32,
+    "hidden_dim": 32,
+    "num_attention_heads": 4,
+    "encoder_layers": 1,
+    "encoder_feedforward_dim": 32,
+    "decoder_layers": 4,
+    "dim_feedforward": 32,
+    "num_queries": 6,
+    "train_num_points": 50,
+}
+
+
 def tiny_model(backbone: str = "resnet", **options):
-    """One of our models with random weights, small enough to run in milliseconds."""
+    """One of our models with random weights and the options `SMALL`."""
     backbones = {
         "swin": SwinConfig(embed_dim=8, depths=[1, 2, 1, 1], num_heads=[1, 2, 2, 2], window_size=3),
         "resnet": ResNetConfig(
             embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic"
         ),
     }
-    defaults = {
-        "backbone_config": backbones[backbone],
-        "num_labels": 3,
-        "feature_size": 32,
-        "mask_feature_size": 32,
-        "hidden_dim": 32,
-        "num_attention_heads": 4,
-        "encoder_layers": 1,
-        "encoder_feedforward_dim": 32,
-        "decoder_layers": 4,
-        "dim_feedforward": 32,
-        "num_queries": 6,
-        "train_num_points": 50,
-    }
+    defaults = {"backbone_config": backbones[backbone], "num_labels": 3, **SMALL}
     torch.manual_seed(0)
     config = Mask2FormerConfig(**(defaults | options))
     return Mask2FormerForUniversalSegmentation(config).eval()

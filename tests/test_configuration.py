@@ -118,12 +118,6 @@ def test_the_dtype_of_the_files_weights_is_not_carried_over():
     assert not {"dtype", "torch_dtype"} & set(config.to_dict())
 
 
-def test_a_named_backbone_is_refused_instead_of_replaced():
-    values = {"backbone": "resnet50", "use_timm_backbone": True, "backbone_config": None}
-    with pytest.raises(DataError, match="names the backbone 'resnet50'"):
-        Mask2FormerConfig.from_dict(values)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -163,11 +157,6 @@ def test_id2label_must_have_no_gaps():
 def test_heads_must_divide_the_widths():
     with pytest.raises(ValueError, match="multiples of num_attention_heads 8"):
         Mask2FormerConfig(hidden_dim=100)
-
-
-def test_unknown_backbone_is_named_with_the_known_ones():
-    with pytest.raises(DataError, match=r"'vit'.*\['resnet', 'swin'\]"):
-        Mask2FormerConfig(backbone_config={"model_type": "vit"})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""ResNet backbone (He et al. 2016), with the batch normalisation of its training kept trainable."""
+"""ResNet backbone (He et al. 2016), with batch normalisation that learns or is frozen."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from mask2former.activations import ACTIVATIONS
 from mask2former.configuration import ResNetConfig
 from mask2former.gradient_checkpointing import LayerStack
 from mask2former.padding import cell_mask, without_padding
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that stays as it was loaded: the same in training as in evaluation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
+        return super().train(False)
 
 
 class ConvNorm(nn.Module):
@@ -81,6 +92,10 @@ class ResNetBackbone(LayerStack):
             in_channels = width
             if f"stage{index + 1}" in self.out_features:
                 self.channels.append(width)
+        if config.freeze_batch_norm_2d:
+            for module in self.modules():
+                if isinstance(module, ConvNorm):
+                    module.norm = FrozenBatchNorm2d(module.norm.num_features)
         self._initialise()
 
     def _initialise(self) -> None:

@@ -16,7 +16,7 @@ from mask2former.checkpoints.array_pickle import (
     load_array_pickle,
     numpy_stand_ins,
 )
-from mask2former.checkpoints.keys import Rule, load_state
+from mask2former.checkpoints.keys import COUNTER, Rule, load_state
 from mask2former.checkpoints.weights import check_tensors, load_torch_file
 from mask2former.configuration import Mask2FormerConfig, ResNetConfig, SwinConfig
 from mask2former.errors import DataError
@@ -305,4 +305,5 @@ def _resnet_config(shapes: _Shapes) -> ResNetConfig:
         hidden_sizes=widths,
         depths=[shapes.count(f"backbone.res{i + 2}.#.") for i in STAGES],
         layer_type="bottleneck" if last == "conv3" else "basic",
+        freeze_batch_norm_2d="backbone.stem.conv1.norm" + COUNTER not in shapes.weights,
     )

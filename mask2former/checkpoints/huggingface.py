@@ -89,7 +89,12 @@ HEAD_RULES: list[Rule] = [
     ("class_predictor.*", "class_predictor.*"),
 ]
 
-BACKBONE_RULES = {"swin": SWIN_RULES, "resnet": RESNET_RULES}
+# Backbones of other libraries keep their names. The pyramid is unknown to transformers.
+PYRAMID_RULE: Rule = ("model.backbone.pyramid.**", "model.pixel_level_module.pyramid.**")
+TIMM_RULES: list[Rule] = [("model.backbone.body.**", BACKBONE + "_backbone.**"), PYRAMID_RULE]
+LIBRARY_RULES: list[Rule] = [("model.backbone.body.**", BACKBONE + "**"), PYRAMID_RULE]
+
+BACKBONE_RULES = {"swin": SWIN_RULES, "resnet": RESNET_RULES, "timm_backbone": TIMM_RULES}
 
 # Foreign keys that hold nothing of the model: an unused norm, buffers that follow from the
 # configuration. The second is found in files of older versions only.
@@ -108,7 +113,8 @@ def key_table(config: Mask2FormerConfig) -> list[Rule]:
         ours = "model.pixel_decoder."
         fpn.append((f"{ours}lateral_convs.{level}.*.*", f"{PIXEL}adapter_{level + 1}.*.*"))
         fpn.append((f"{ours}output_convs.{level}.*.*", f"{PIXEL}layer_{level + 1}.*.*"))
-    return BACKBONE_RULES[config.backbone_config.model_type] + fpn + HEAD_RULES
+    backbone = BACKBONE_RULES.get(config.backbone_config.model_type, LIBRARY_RULES)
+    return backbone + fpn + HEAD_RULES
 
 
 def to_huggingface(weights: dict[str, Tensor], config: Mask2FormerConfig) -> dict[str, Tensor]:

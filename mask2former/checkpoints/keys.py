@@ -2,7 +2,8 @@
 
 A table is a list of rules (ours, theirs). Each side is a pattern, or a tuple of patterns whose
 tensors, concatenated along the first dimension, equal the other side's. `*` stands for one dotted
-part or a piece of one, and is the same on both sides. For example
+part or a piece of one, `**` for any number of parts, and both are the same on both sides. For
+example
 
     ("block.*.qkv.*", ("blocks.*.query.*", "blocks.*.key.*", "blocks.*.value.*"))
 
@@ -122,9 +123,11 @@ def _patterns(side: Side) -> tuple[str, ...]:
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
-    return re.compile("([^.]+)".join(re.escape(piece) for piece in pattern.split("*")))
+    wild = {"*": "([^.]+)", "**": "(.+)"}
+    pieces = re.split(r"(\*+)", pattern)
+    return re.compile("".join(wild.get(piece) or re.escape(piece) for piece in pieces))
 
 
 def _fill(pattern: str, fills: tuple[str, ...]) -> str:
-    pieces = pattern.split("*")
+    pieces = re.split(r"\*+", pattern)
     return pieces[0] + "".join(f + p for f, p in zip(fills, pieces[1:], strict=True))

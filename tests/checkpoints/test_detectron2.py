@@ -243,11 +243,12 @@ def test_attention_of_the_paper_s_code_is_torch_s(tmp_path):
     assert relative_error(ours, expected) < 1e-14  # measured: 0
 
 
-def test_frozen_batch_norm_has_no_counters(tmp_path):
+def test_frozen_batch_norm_has_no_counters_and_stays_frozen(tmp_path):
     model = KINDS["bottleneck"]()
     state = {n: t for n, t in state_of(model).items() if not n.endswith("num_batches_tracked")}
-    loaded, _ = converted(write_pkl(tmp_path / "a.pkl", state))
+    loaded, config = converted(write_pkl(tmp_path / "a.pkl", state))
     assert loaded.keys() == model.state_dict().keys()
+    assert config.backbone_config.freeze_batch_norm_2d
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict", None])

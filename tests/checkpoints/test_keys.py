@@ -80,3 +80,12 @@ def test_a_shape_that_cannot_be_split_is_a_misfit():
     with pytest.warns(UserWarning, match="1 parameter"):
         state = load_state({"m.w": torch.zeros(4)}, rules, expected, Path("file"), ("", ""), True)
     assert state == {}
+
+
+def test_two_stars_stand_for_any_number_of_parts():
+    theirs = {"z.weight": torch.zeros(1), "z.deep.er.weight": torch.ones(1)}
+    ours, rest = translate(theirs, [("z.**", "c.body.**")])
+    assert not rest
+    names = {"c.body.weight": "z.weight", "c.body.deep.er.weight": "z.deep.er.weight"}
+    assert ours.keys() == names.keys()
+    assert all(ours[name] is theirs[their_name] for name, their_name in names.items())
