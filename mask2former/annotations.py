@@ -53,7 +53,7 @@ def make_annotations(
                 masks, labels = masks[kept], labels[kept]
         ignored = None if pixel_mask is None else ~pixel_mask[i : i + 1].to(device)
         if _exceeds_one(masks):
-            marked = masks == config.ignore_value
+            marked = _is_ignored(masks, config)
             masks = masks.masked_fill(marked, 0)
             ignored = marked if ignored is None else marked | ignored
         annotations.append(Annotation(_sampleable(masks), labels, ignored))
@@ -139,12 +139,19 @@ def _check_classes(labels: Tensor, i: int, config: Mask2FormerConfig) -> None:
         )
 
 
+def _is_ignored(masks: Tensor, config: Mask2FormerConfig) -> Tensor:
+    """Where masks have `ignore_value`, which torch would wrap around in a small integer dtype."""
+    if not masks.is_floating_point() and config.ignore_value > torch.iinfo(masks.dtype).max:
+        return torch.zeros_like(masks, dtype=torch.bool)
+    return masks == config.ignore_value
+
+
 def _check_values(masks: Tensor, i: int, config: Mask2FormerConfig) -> None:
     if masks.dtype == torch.bool or (bool(masks.min() >= 0) and bool(masks.max() <= 1)):
         return
     own = (masks >= 0) & (masks <= 1)
     described = f"mask_labels[{i}] has values from {masks.min().item():g} to {masks.max().item():g}"
-    if not bool((own | (masks == config.ignore_value)).all()):
+    if not bool((own | _is_ignored(masks, config)).all()):
         raise ValueError(
             f"{described}; give 0 and 1, for example masks > 0, and the configuration's "
             f"ignore_value, {config.ignore_value}, in pixels to ignore."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -225,6 +226,8 @@ def _backbone_config(value: Any) -> Any:
     """
     if value is None:  # the documented default: Swin-S
         return SwinConfig(depths=[2, 2, 18, 2], drop_path_rate=0.3)
+    if isinstance(value, TimmBackboneConfig):
+        return copy.deepcopy(value)  # a model completes it
     if isinstance(value, tuple(BACKBONE_CONFIGS.values())):
         return value
     if not isinstance(value, dict) and not hasattr(value, "to_dict"):

@@ -474,6 +474,10 @@ class Mask2FormerImageProcessor:
             processor = cls.from_dict(settings)
         except (TypeError, ValueError) as error:
             raise DataError(f"{path} cannot be used: {error}") from error
+        # The old name of a part of the size, whose other part is the file's.
+        if overrides.get("max_size") is not None and overrides.get("size") is None:
+            shortest = processor.size.get("shortest_edge")
+            overrides["size"] = None if shortest is None else {"shortest_edge": shortest}
         return processor._overridden(modern(overrides))
 
     def save_pretrained(self, folder: str | Path) -> None:

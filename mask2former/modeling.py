@@ -112,6 +112,8 @@ def _overridden(config: Mask2FormerConfig, overrides: dict[str, Any]) -> Mask2Fo
     """A copy of the configuration with other values in some fields."""
     values = config.to_dict()
     unknown = sorted(set(overrides) - set(values) - {"num_labels"})
+    if {"dtype", "torch_dtype"} & set(unknown):
+        raise TypeError("Weights are loaded in float32; call .to(dtype) on the loaded model.")
     if unknown:
         raise TypeError(f"{unknown[0]!r} is no argument and no field of the configuration.")
     overrides = {name: value for name, value in overrides.items() if value is not None}

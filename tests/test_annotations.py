@@ -122,3 +122,12 @@ def test_masks_are_sampled_in_the_dtype_of_the_points(dtype):
 def test_labels_that_do_not_fit_are_named(masks, classes, message):
     with pytest.raises(ValueError, match=message):
         check_labels(masks, classes, 2, SIZE, CONFIG)
+
+
+def test_small_integers_do_not_wrap_around_to_the_ignored_value():
+    wrapped = torch.tensor([[[1, -1], [0, 1]]], dtype=torch.int8)  # -1 and 255 have the same bits
+    with pytest.raises(ValueError, match="has values from -1 to 1"):
+        check_labels([wrapped] * 2, [torch.tensor([1])] * 2, 2, (2, 2), CONFIG)
+    config = Mask2FormerConfig(num_labels=3, ignore_value=65535)
+    with pytest.raises(ValueError, match="has values from 0 to 255"):
+        check_labels([wrapped.view(torch.uint8)] * 2, [torch.tensor([1])] * 2, 2, (2, 2), config)

@@ -556,3 +556,11 @@ def test_all_names_are_exported():
     assert mask2former.Mask2FormerImageProcessorFast is Mask2FormerImageProcessor
     assert mask2former.AutoImageProcessor is Mask2FormerImageProcessor
     assert mask2former.Mask2FormerImageProcessorPil is Mask2FormerImageProcessorPil
+
+
+def test_an_old_max_size_keeps_the_shorter_side_of_the_file(tmp_path):
+    Mask2FormerImageProcessor(size={"shortest_edge": 480, "longest_edge": 640}).save_pretrained(
+        tmp_path
+    )
+    processor = Mask2FormerImageProcessor.from_pretrained(tmp_path, max_size=1000)
+    assert dict(processor.size) == {"shortest_edge": 480, "longest_edge": 1000}

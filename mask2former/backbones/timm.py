@@ -84,7 +84,10 @@ class TimmBackbone(LibraryBackbone):
         return maps
 
     def checkpoint_layers(self, value: bool) -> bool:
-        self.body.set_grad_checkpointing(value)
+        try:
+            self.body.set_grad_checkpointing(value)
+        except AssertionError:  # timm's way of saying that the network cannot
+            return False
         return value
 
 

@@ -313,3 +313,16 @@ def test_without_timm_the_command_to_install_it_is_named(monkeypatch):
         DataError, match=r"'resnet50' of timm needs .* pip install mask2former\[timm"
     ):
         backbone_of(config_of("resnet50"))
+
+
+def test_the_users_configuration_stays_as_it_is():
+    given = TimmBackboneConfig(backbone="resnet10t")
+    make_backbone(Mask2FormerConfig(backbone_config=given, feature_strides=[8, 16, 32]))
+    assert given == TimmBackboneConfig(backbone="resnet10t")
+    assert make_backbone(Mask2FormerConfig(backbone_config=given)).strides == [4, 8, 16, 32]
+
+
+def test_a_network_that_cannot_be_checkpointed_goes_on_without():
+    backbone = backbone_of(TimmBackboneConfig(backbone="hrnet_w18_small"))
+    backbone.gradient_checkpointing = True
+    assert backbone.gradient_checkpointing is False

@@ -229,3 +229,5 @@ def test_overrides_of_labels_agree_or_are_refused(model, tmp_path):
         load(tmp_path, id2label=names, num_labels=5)
     with pytest.raises(TypeError, match="'ignore_missmatched_sizes' is no argument"):
         load(tmp_path, ignore_missmatched_sizes=True)
+    with pytest.raises(TypeError, match=r"call \.to\(dtype\)"):
+        load(tmp_path, torch_dtype="auto")
