@@ -36,8 +36,15 @@ def make_backbone(config: Mask2FormerConfig) -> nn.Module:
     if model_type == "timm_backbone":
         from mask2former.backbones.timm import TimmBackbone
 
-        return TimmBackbone(backbone_config, config.feature_strides, pretrained)
-    from mask2former.backbones.transformers import TransformersBackbone
+        backbone = TimmBackbone(backbone_config, config.feature_strides, pretrained)
+    else:
+        from mask2former.backbones.transformers import TransformersBackbone
 
-    name = config.backbone if pretrained else None
-    return TransformersBackbone(backbone_config, config.feature_strides, name)
+        name = config.backbone if pretrained else None
+        backbone = TransformersBackbone(backbone_config, config.feature_strides, name)
+    if backbone.strides != list(config.feature_strides):
+        raise ValueError(
+            f"The chosen maps of the backbone have strides {backbone.strides}, but feature_strides "
+            f"is {config.feature_strides}; leave the choice of maps out, or change feature_strides."
+        )
+    return backbone

@@ -326,3 +326,9 @@ def test_a_network_that_cannot_be_checkpointed_goes_on_without():
     backbone = backbone_of(TimmBackboneConfig(backbone="hrnet_w18_small"))
     backbone.gradient_checkpointing = True
     assert backbone.gradient_checkpointing is False
+
+
+def test_maps_of_other_strides_than_the_configurations_are_named():
+    config = TimmBackboneConfig(backbone="resnet10t", out_indices=[0, 1, 2, 3])
+    with pytest.raises(ValueError, match=r"have strides \[2, 4, 8, 16\], but feature_strides is"):
+        make_backbone(Mask2FormerConfig(backbone_config=config))

@@ -60,7 +60,9 @@ def test_strides_are_found_without_running_a_network_of_weights():
 
 def test_named_stages_are_kept():
     config = convnext(out_features=["stage2", "stage3", "stage4"])
-    backbone = backbone_of(config)
+    with pytest.raises(ValueError, match=r"have strides \[8, 16, 32\], but feature_strides is"):
+        backbone_of(config)
+    backbone = backbone_of(config, feature_strides=[8, 16, 32])
     assert (backbone.channels, backbone.strides) == ([16, 24, 32], [8, 16, 32])
 
 
