@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from mask2former import loss
 from mask2former.annotations import Annotation
-from mask2former.loss import class_loss, mask_losses, segmentation_losses
+from mask2former.loss import average_num_masks, class_loss, mask_losses, segmentation_losses
 from tests.reference import make_labels, randomise, relative_error, tiny_model
 
 
@@ -264,3 +264,17 @@ def test_padded_images_may_be_without_annotations(counts):
     output = model(pixels(), mask_labels=masks, class_labels=classes, pixel_mask=pixel_mask)
     output.loss.backward()
     assert output.loss.isfinite()
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+def test_the_number_of_masks_is_the_mean_over_all_ranks(monkeypatch):
+    labels = [torch.tensor([0, 1]), torch.tensor([2])]
+    assert average_num_masks(labels) == 3
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.add_(4))
+    assert average_num_masks(labels) == 3.5  # the other rank has 4
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count)
+    assert average_num_masks([labels[0][:0]]) == 1  # no rank has any
