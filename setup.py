@@ -126,6 +126,12 @@ def with_library(request: str) -> dict:
     from torch.utils.cpp_extension import BuildExtension, get_cxx_compiler
 
     no_cuda = "it was not asked for" if request == "cpu" else why_no_cuda()
+    extension = None
+    if no_cuda is None:
+        try:
+            extension = make_extension(cuda=True)
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
+            no_cuda = f"nvcc does not say what it can do: {error}"
     if request == "cuda" and no_cuda:
         sys.exit(f"MASK2FORMER_BUILD=cuda: {no_cuda}")
 
@@ -176,7 +182,7 @@ def with_library(request: str) -> dict:
             return outcome
 
     return {
-        "ext_modules": [make_extension(cuda=no_cuda is None)],
+        "ext_modules": [extension or make_extension(cuda=False)],
         "cmdclass": {"build_ext": BuildLibrary},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }

@@ -145,6 +145,16 @@ def test_cuda_without_what_it_needs_is_refused(
     assert not [source for source in extension.sources if source.endswith(".cu")]
 
 
+def test_an_nvcc_that_fails_leaves_auto_the_cpu_kernels(setup_script, toolkit, monkeypatch):
+    (toolkit / "bin" / "nvcc").write_text("#!/bin/sh\nexit 1\n")
+    monkeypatch.setenv("MASK2FORMER_BUILD", "auto")
+    (extension,) = setup_script.choose()["ext_modules"]
+    assert not [source for source in extension.sources if source.endswith(".cu")]
+    monkeypatch.setenv("MASK2FORMER_BUILD", "cuda")
+    with pytest.raises(SystemExit, match="MASK2FORMER_BUILD=cuda: nvcc does not say"):
+        setup_script.choose()
+
+
 def test_auto_builds_the_cpu_kernels_alone_where_the_others_do_not_compile(
     setup_script, toolkit, monkeypatch, tmp_path, capsys
 ):
