@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from mask2former.checkpoints.huggingface import BACKBONE, BACKBONE_RULES
-from mask2former.checkpoints.keys import reverse, translate
+from mask2former.checkpoints.keys import Side, load_state, reverse, translate
 from mask2former.checkpoints.weights import read_weights
 from mask2former.configuration import Mask2FormerConfig
-from mask2former.errors import DataError
 
 OURS = "model.backbone."
 
@@ -34,26 +33,29 @@ def load_backbone_weights(backbone: nn.Module, config: Mask2FormerConfig) -> Non
     model_type = config.backbone_config.model_type
     path, weights = read_weights(config.backbone)
     bare = {name.removeprefix(f"{model_type}."): tensor for name, tensor in weights.items()}
-    prefixed = {
-        BACKBONE + name: tensor
+    kept = {
+        name: tensor
         for name, tensor in bare.items()
         if not name.startswith(CLASSIFIER) and not name.endswith(BUFFERS)
     }
-    translated, foreign = translate(prefixed, reverse(BACKBONE_RULES[model_type]))
-    state = {name.removeprefix(OURS): tensor for name, tensor in translated.items()}
-    expected = backbone.state_dict()
-    foreign += sorted(set(state) - set(expected))
-    missing = [name for name in expected if name not in state and not name.startswith("norms.")]
-    for problem, names in (("misses", missing), ("has foreign", foreign)):
-        if names:
-            raise DataError(
-                f"{path} {problem} {len(names)} key(s), such as {names[0]!r}; it is not the "
-                f"{model_type} that the config.json beside it describes."
-            )
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise DataError(
-                f"{path} holds {name} with shape {tuple(tensor.shape)}, but the configuration "
-                f"makes it {tuple(expected[name].shape)}; leave out backbone_kwargs that change it."
-            )
-    backbone.load_state_dict(expected | state)
+    rules = [(ours, _alone(theirs)) for ours, theirs in BACKBONE_RULES[model_type]]
+    there, _ = translate(kept, reverse(rules))
+    expected = {
+        OURS + name: tensor
+        for name, tensor in backbone.state_dict().items()
+        if not name.startswith("norms.") or OURS + name in there
+    }
+    remedies = (
+        f"it is not the {model_type} that the config.json beside it describes",
+        "leave out backbone_kwargs that change it",
+    )
+    state = load_state(kept, rules, expected, path, remedies)
+    state = {name.removeprefix(OURS): tensor for name, tensor in state.items()}
+    backbone.load_state_dict(backbone.state_dict() | state)
+
+
+def _alone(theirs: Side) -> Side:
+    """A name of the table as a file has it that holds the backbone alone."""
+    if isinstance(theirs, tuple):
+        return tuple(name.removeprefix(BACKBONE) for name in theirs)
+    return theirs.removeprefix(BACKBONE)

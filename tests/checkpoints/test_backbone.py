@@ -44,7 +44,9 @@ def test_a_missing_tensor_is_named(folder):
     _, weights = read_weights(folder)
     del weights["resnet.embedder.embedder.convolution.weight"]
     save_weights(folder, weights)
-    with pytest.raises(DataError, match=r"misses 1 key\(s\), such as 'stem\.conv\.weight'"):
+    with pytest.raises(
+        DataError, match=r"misses 1 key\(s\), such as 'embedder\.embedder\.convolution\.weight'"
+    ):
         load(folder)
 
 
@@ -56,6 +58,6 @@ def test_a_foreign_tensor_is_named(folder):
 
 
 def test_a_shape_that_an_option_changed_is_named(folder):
-    message = r"stem\.conv\.weight with shape \(8, 3, 7, 7\), but the configuration makes it \(8, 4"
+    message = r"convolution\.weight has shape \(8, 3, 7, 7\) instead of \(8, 4"
     with pytest.raises(DataError, match=message):
         load(folder, backbone_kwargs={"num_channels": 4})
