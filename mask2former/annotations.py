@@ -14,6 +14,10 @@ from torch import Tensor
 from mask2former.configuration import Mask2FormerConfig
 from mask2former_ops import point_sample
 
+# In a label map, whose other values are the places of annotations:
+VOID = -1  # a pixel that belongs to none of them
+IGNORED = -2  # a pixel that counts for nothing
+
 
 class Annotation(NamedTuple):
     """The T annotated masks of one image.

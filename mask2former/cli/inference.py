@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 import sys
-import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ from PIL import Image
 import mask2former
 from mask2former.cli.errors import UsageError
 from mask2former.errors import DataError
-from mask2former.image_input import image_tensor
 from mask2former.image_processing import PROCESSOR_FILE, Mask2FormerImageProcessor
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
 
@@ -80,36 +76,6 @@ def load_model(
         processor = Mask2FormerImageProcessor.from_pretrained(source)
     processor.hf_compat = False  # whose segment ids can repeat, and id maps and lists cannot
     return model.to(device), processor
-
-
-# What Pillow's decoders raise on damaged files, besides OSError.
-_DECODING_ERRORS = (SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
-
-
-def read_image(path: Path) -> Image.Image:
-    """The image in a file, upright and in RGB (of an animation, the first frame).
-
-    Raises:
-        DataError: the file is missing, unreadable, truncated, not an image, or too large.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Only the size at which Pillow refuses, twice the size at which it warns, stops us.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-    except Image.UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image that Pillow can read; convert it.") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is too large ({error}); scale it down or tile it.") from error
-    except (OSError, *_DECODING_ERRORS) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} cannot be read ({reason}); is the file complete?") from error
-    try:
-        pixels = image_tensor(image, 0)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 @torch.inference_mode()

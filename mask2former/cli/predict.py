@@ -173,8 +173,9 @@ def _predict_all(images: list[Path], model, processor, args: argparse.Namespace)
 
 
 def _predict_one(path: Path, model, processor, args: argparse.Namespace) -> None:
-    from mask2former.cli.inference import read_image, segment_image
+    from mask2former.cli.inference import segment_image
     from mask2former.files import write_text
+    from mask2former.image_file import read_image
     from mask2former.visualization import draw_segments, id_map_to_rgb, save_png
 
     image = read_image(path)

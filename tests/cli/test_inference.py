@@ -1,44 +1,14 @@
-"""Reading images, choosing a device, and segmenting one image."""
+"""Choosing a device, and segmenting one image."""
 
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mask2former.cli.errors import UsageError
-from mask2former.cli.inference import choose_device, load_model, read_image, segment_image
-from mask2former.errors import DataError
+from mask2former.cli.inference import choose_device, load_model, segment_image
 from mask2former.image_processing import Mask2FormerImageProcessor
-
-
-def test_a_rotated_photograph_is_read_upright(picture, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn right by 90 degrees to see it upright
-    picture.save(tmp_path / "phone.png", exif=exif)
-    image = read_image(tmp_path / "phone.png")
-    np.testing.assert_array_equal(np.asarray(image), np.rot90(np.asarray(picture), k=-1))
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
-def test_any_mode_is_read_as_rgb(picture, tmp_path, mode):
-    path = tmp_path / "image.tiff"
-    picture.convert(mode).save(path)
-    image = read_image(path)
-    assert (image.mode, image.size) == ("RGB", picture.size)
-
-
-def test_16_bit_grey_values_are_scaled_and_not_clipped(tmp_path):
-    grey = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
-    Image.fromarray(grey).save(tmp_path / "deep.png")
-    image = np.asarray(read_image(tmp_path / "deep.png"))
-    np.testing.assert_array_equal(image, np.repeat(np.round(grey / 257)[..., None], 3, axis=2))
-
-
-def test_unreadable_files_raise_a_data_error_that_names_them(tmp_path):
-    with pytest.raises(DataError, match="nowhere.png"):
-        read_image(tmp_path / "nowhere.png")
 
 
 def test_without_a_name_the_device_is_one_that_works():

@@ -1,0 +1,86 @@
+"""What every data set of annotated images offers, whatever its format on disk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.utils import data
+
+from mask2former.annotations import VOID
+
+__all__ = ["VOID", "Sample", "SegmentationDataset", "Task"]
+
+Task = Literal["panoptic", "instance", "semantic"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what is annotated in it.
+
+    Attributes:
+        name: of the image, relative to its data set; messages and reports call it so.
+        image: uint8 (3, H, W), RGB, upright.
+        masks: either bool (T, H, W), one mask for each segment, which may overlap; or a label map,
+            int32 (H, W), whose pixels hold the segment they belong to, 0 to T - 1, or `VOID`. A
+            segment may have no pixel.
+        labels: int64 (T,), the class of every segment, 0 to the number of classes - 1.
+        crowd: bool (T,), True for a region of many things that were not told apart.
+        areas: float64 (T,), pixels of every segment as the annotation file has them, or None where
+            it has none.
+    """
+
+    name: str
+    image: Tensor
+    masks: Tensor
+    labels: Tensor
+    crowd: Tensor
+    areas: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.image.shape[-2], self.image.shape[-1]
+
+    def masks_of(self, segments: Tensor) -> Tensor:
+        """Masks bool (K, H, W) of some segments, given by number, int64 (K,)."""
+        if self.masks.dim() == 3:
+            return self.masks[segments]
+        return self.masks == segments[:, None, None].to(self.masks.dtype)
+
+
+class SegmentationDataset(data.Dataset[Sample], ABC):
+    """Annotated images, read from disk one at a time.
+
+    Attributes:
+        task: what is annotated: "panoptic" and "semantic" samples hold label maps, and every pixel
+            of a semantic one that is not void belongs to its class's only segment; "instance"
+            samples hold masks.
+        id2label: names of the classes 0 to K - 1.
+        category_ids: the number that each class has in the annotation files, K of them.
+        thing_label_ids: classes whose objects are told apart; the others are stuff.
+    """
+
+    task: Task
+    id2label: dict[int, str]
+    category_ids: list[int]
+    thing_label_ids: list[int]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of images."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """The name of an image, without reading it."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image and its annotation.
+
+        Raises:
+            DataError: a file is missing or damaged, or the annotation is not what it should be;
+                the message names the file, the record and the reason.
+        """
