@@ -6,13 +6,17 @@ et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Gradients are the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
+
+# What `checkpoint` is told here, by the names of its options.
+CHECKPOINT_OPTIONS = {"use_reentrant": False, "preserve_rng_state": True}
 
 
 class LayerStack(nn.Module):
@@ -28,7 +32,7 @@ class LayerStack(nn.Module):
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
             return nullcontext(), _frozen_statistics(layer)
 
-        return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
+        return checkpoint(layer, *inputs, context_fn=contexts, **CHECKPOINT_OPTIONS)
 
 
 class GradientCheckpointing:
@@ -36,13 +40,49 @@ class GradientCheckpointing:
 
     supports_gradient_checkpointing = True
 
-    def gradient_checkpointing_enable(self) -> None:
-        """From now on backbone, pixel decoder and transformer decoder checkpoint their layers."""
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """From now on backbone, pixel decoder and transformer decoder checkpoint their layers.
+
+        Args:
+            gradient_checkpointing_kwargs: what transformers' Trainer passes on. It can only say
+                what is so anyway: {"use_reentrant": False, "preserve_rng_state": True}.
+
+        Raises:
+            ValueError: it says anything else.
+        """
+        for name, value in (gradient_checkpointing_kwargs or {}).items():
+            if name not in CHECKPOINT_OPTIONS or value is not CHECKPOINT_OPTIONS[name]:
+                raise ValueError(
+                    f"Gradient checkpointing with {name}={value!r} is not to be had here; leave it "
+                    f"out, it works with {CHECKPOINT_OPTIONS}."
+                )
         self._set_gradient_checkpointing(True)
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """`gradient_checkpointing_enable` by the name that newer versions of transformers call.
+
+        Raises:
+            ValueError: an argument says anything but what is so anyway.
+        """
+        if every_n_layers != 1 or offload:
+            raise ValueError(
+                f"Gradient checkpointing with every_n_layers={every_n_layers!r} and "
+                f"offload={offload!r} is not to be had here; leave both out."
+            )
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         """From now on all activations are kept for the backward pass."""
         self._set_gradient_checkpointing(False)
+
+    activation_checkpointing_disable = gradient_checkpointing_disable
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -58,11 +98,44 @@ class GradientCheckpointing:
         return [model.backbone, model.pixel_decoder, model.transformer_decoder]
 
 
+def count_batches_once(network: nn.Module) -> list[RemovableHandle]:
+    """Hooks for a network whose checkpointing is not ours: its batch norms count no batch again.
+
+    Without them every batch that goes through a checkpointed layer enters the running statistics
+    twice, in the forward pass and when the layer runs again in the backward pass.
+    """
+    handles = []
+    for norm in _batch_norms(network):
+        once = _CountingOnce()
+        handles.append(norm.register_forward_pre_hook(once.before))
+        # The second run of a layer ends, by an exception, as soon as it has what is needed.
+        handles.append(norm.register_forward_hook(once.after, always_call=True))
+    return handles
+
+
+class _CountingOnce:
+    """Before and after a batch norm runs; methods, because copies of a model copy them too."""
+
+    def __init__(self) -> None:
+        self.frozen = ExitStack()
+
+    def before(self, norm: nn.Module, _: Any) -> None:
+        if torch._C._current_graph_task_id() != -1:  # within a backward pass
+            self.frozen.enter_context(_frozen_statistics(norm))
+
+    def after(self, *_: Any) -> None:
+        self.frozen.close()
+
+
+def _batch_norms(network: nn.Module) -> list[nn.Module]:
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
+    return [m for m in network.modules() if isinstance(m, kinds) and m.track_running_stats]
+
+
 @contextmanager
 def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
     """Within it batch norms of `layer` see their batch, but do not count it a second time."""
-    kinds = nn.BatchNorm2d | nn.SyncBatchNorm
-    norms = [m for m in layer.modules() if isinstance(m, kinds) and m.track_running_stats]
+    norms = _batch_norms(layer)
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

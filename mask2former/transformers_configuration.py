@@ -58,9 +58,12 @@ def transformers_config(model_type: Any, values: dict[str, Any], ours: list[str]
     # Some of its networks take lists only, although their configurations default to tuples.
     try:
         values = config_class(**values).to_dict()
-        return config_class.from_dict(
+        config = config_class.from_dict(
             {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         )
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"backbone_config is no {config_class.__name__}: {reason}") from error
+    if not hasattr(config, "num_channels"):
+        config.num_channels = 3  # a network that takes no other number and does not say so
+    return config

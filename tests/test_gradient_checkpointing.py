@@ -116,3 +116,31 @@ def test_where_no_gradients_are_recorded_nothing_is_checkpointed(monkeypatch):
         model(torch.randn(1, 3, 64, 64))
     with pytest.raises(AssertionError):
         model(torch.randn(1, 3, 64, 64))
+
+
+def test_it_is_switched_on_the_way_transformers_trainer_does():
+    model = tiny_model()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert model.is_gradient_checkpointing
+    model.activation_checkpointing_disable()
+    assert not model.is_gradient_checkpointing
+    model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs=None, every_n_layers=1, offload=False
+    )
+    assert model.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant=True is not"),
+        ({"activation_checkpointing_kwargs": {"debug": True}}, "debug=True is not to be had here"),
+        ({"every_n_layers": 2}, "every_n_layers=2 and offload=False is not to be had here"),
+        ({"offload": True}, "every_n_layers=1 and offload=True is not to be had here"),
+    ],
+)
+def test_checkpointing_of_another_kind_is_refused(options, message):
+    model = tiny_model()
+    with pytest.raises(ValueError, match=message):
+        model.activation_checkpointing_enable(**options)
+    assert not model.is_gradient_checkpointing

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from mask2former.backbones.feature_pyramid import FeaturePyramid
+from mask2former.gradient_checkpointing import count_batches_once
 from mask2former.padding import whole_cells
 
 
@@ -47,7 +49,9 @@ class LibraryBackbone(nn.Module):
         super().__init__()
         self.body = body
         self._checkpointing = False
-        self.cell = max(strides)
+        self._counting_once: list[RemovableHandle] = []
+        # Patches of a plain vision transformer, coarsest cells of any other network, in pixels.
+        self.body_stride = max(strides)
         self.pyramid = None
         if pyramid_strides is not None:
             if len(channels) not in (1, len(pyramid_strides)):
@@ -71,12 +75,18 @@ class LibraryBackbone(nn.Module):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether layers run again in the backward pass. It stays False if the network cannot."""
+        """Whether layers run again in the backward pass. It stays False if the network cannot.
+
+        Batch norms that replace the network's own, as synchronised ones do, come before it is set.
+        """
         return self._checkpointing
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, value: bool) -> None:
         self._checkpointing = self.checkpoint_layers(value)
+        for handle in self._counting_once:
+            handle.remove()
+        self._counting_once = count_batches_once(self.body) if self._checkpointing else []
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
         """`pixel_mask` bool (N, H, W), True where there is image; outputs are zero elsewhere."""
@@ -93,7 +103,7 @@ class LibraryBackbone(nn.Module):
 
     def _maps(self, pixel_values: Tensor) -> list[Tensor]:
         height, width = pixel_values.shape[-2:]
-        maps = self.read(whole_cells(whole_cells(pixel_values, self.stride), self.cell))
+        maps = self.read(whole_cells(whole_cells(pixel_values, self.stride), self.body_stride))
         if self.pyramid is not None:
             maps = self.pyramid(maps * (len(self.strides) // len(maps)))
         return [

@@ -55,7 +55,7 @@ def test_patches_are_whole_too():
     backbone = Plain()
     maps = backbone(torch.ones(1, 3, 60, 100))
     assert backbone.seen == (1, 3, 70, 140)  # of 64 and 128
-    assert (backbone.stride, backbone.cell) == (32, 14)
+    assert (backbone.stride, backbone.body_stride) == (32, 14)
     assert [tuple(x.shape[2:]) for x in maps] == [(8, 13), (4, 7), (2, 4)]
 
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import sys
 
@@ -278,6 +279,27 @@ def test_gradient_checkpointing_gives_the_same_gradients(config):
     assert runs[1] > runs[0]  # layers that ran again
     assert gradients[0].keys() == gradients[1].keys()
     assert all(relative_error(gradients[1][n], g) < 1e-12 for n, g in gradients[0].items())
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_gradient_checkpointing_counts_each_batch_of_a_batch_norm_once(name, copied):
+    backbone = backbone_of(config_of(name)).train()
+    before = {k: v.clone() for k, v in backbone.named_buffers()}
+    image = torch.randn(2, 3, 64, 64)
+    statistics = []
+    for value in (False, True):
+        backbone.gradient_checkpointing = value
+        trained = copy.deepcopy(backbone) if copied else backbone
+        for k, v in trained.named_buffers():
+            v.copy_(before[k])
+        for _ in range(2):
+            sum(x.square().sum() for x in trained(image)).backward()
+        statistics.append({k: v.clone() for k, v in trained.named_buffers()})
+    kinds = {k.rpartition(".")[2] for k in before}
+    assert kinds == {"running_mean", "running_var", "num_batches_tracked"}
+    for k, v in statistics[0].items():
+        assert not torch.equal(v, before[k]) and torch.equal(v, statistics[1][k]), k
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -140,6 +140,7 @@ def test_an_image_gives_the_same_answer_alone_and_in_a_batch(make):
         ("dinov3_convnext", [96, 192, 384, 768]),
         ("dinov3_vit", [96, 192, 384, 384]),
         ("focalnet", [96, 192, 384, 768]),
+        ("pp_lcnet", [64, 128, 256, 512]),
         ("pvt_v2", [32, 64, 160, 256]),
         ("swinv2", [96, 192, 384, 768]),
     ],
@@ -176,6 +177,24 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     assert runs[1] > runs[0]  # layers that ran again
     assert gradients[0].keys() == gradients[1].keys()
     assert all(relative_error(gradients[1][n], g) < 1e-12 for n, g in gradients[0].items())
+
+
+def test_gradient_checkpointing_counts_each_batch_of_a_batch_norm_once():
+    """Of transformers' backbones with batch norms, those of PP-LCNet can be checkpointed."""
+    backbone = backbone_of({"model_type": "pp_lcnet"}).train()
+    before = {k: v.clone() for k, v in backbone.named_buffers()}
+    image = torch.randn(2, 3, 64, 64)
+    statistics = []
+    for value in (False, True):
+        backbone.gradient_checkpointing = value
+        assert backbone.gradient_checkpointing is value
+        for k, v in backbone.named_buffers():
+            v.copy_(before[k])
+        sum(x.square().sum() for x in backbone(image)).backward()
+        statistics.append({k: v.clone() for k, v in backbone.named_buffers()})
+    assert len(before) > 20
+    for k, v in statistics[0].items():
+        assert not torch.equal(v, before[k]) and torch.equal(v, statistics[1][k]), k
 
 
 @pytest.mark.parametrize("make", [convnext, dinov2, dinov3])
