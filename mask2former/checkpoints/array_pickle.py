@@ -9,9 +9,11 @@ bytes for addresses.
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -98,11 +100,43 @@ class _RefusedError(pickle.UnpicklingError):
     pass
 
 
+class _Callable:
+    """What a name in a file leads to: it can be called, and that is all.
+
+    Of a function or class itself a file could set attributes, its defaults for example, and so
+    change what becomes of every later file.
+    """
+
+    __slots__ = ("_call", "_name")
+
+    def __init__(self, name: str, call: Callable) -> None:
+        self._name, self._call = name, call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, _: Any) -> None:
+        raise pickle.UnpicklingError(f"it gives attributes to {self._name}")
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:
             raise _RefusedError(f"{module}.{name}")
-        return _NAMES[module, name]
+        return _Callable(f"{module}.{name}", _NAMES[module, name])
+
+
+# Codes of a registry that programs may fill, and ids that only the writing program understands.
+# Objects of the registry can come from a cache, past `find_class`.
+_REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
+
+
+def _check_opcodes(file: BinaryIO) -> None:
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in _REFUSED_OPCODES:
+            reference = "an object on the stack" if argument is None else repr(argument)
+            raise pickle.UnpicklingError(f"it refers by {opcode.name} to {reference} outside of it")
+    file.seek(0)
 
 
 def numpy_stand_ins() -> list[tuple[Any, str]]:
@@ -122,6 +156,7 @@ def load_array_pickle(path: Path) -> Any:
     """
     with path.open("rb") as file:
         try:
+            _check_opcodes(file)
             return _Unpickler(file, encoding="latin1").load()
         except _RefusedError as error:
             raise refused_object(path, str(error)) from error

@@ -1,4 +1,5 @@
 import collections
+import copyreg
 import datetime
 import os
 import pickle
@@ -127,3 +128,57 @@ def test_every_way_to_cut_off_a_file_names_it(tmp_path):
         with pytest.raises(DataError, match="model_final.pkl is cut off, damaged") as caught:
             load_array_pickle(path)
         assert "\n" not in str(caught.value)
+
+
+def in_pickle(value):
+    """The opcodes that put a plain value on the stack."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+ENCODE = b"c_codecs\nencode\n"
+FORGED = {
+    "state of a function": (ENCODE + in_pickle({"__defaults__": ("x", "y")}) + b"b", "_codecs"),
+    "slots of a function": (
+        ENCODE + in_pickle((None, {"__defaults__": ("x", "y")})) + b"b",
+        "gives attributes to _codecs.encode",
+    ),
+    "keyword defaults": (
+        b"cnumpy.core.multiarray\nscalar\n" + in_pickle((None, {"__kwdefaults__": {}})) + b"b",
+        "gives attributes to numpy.core.multiarray.scalar",
+    ),
+    "its own slots": (ENCODE + in_pickle((None, {"_call": 1})) + b"b", "gives attributes to"),
+    "state of a class": (
+        b"cnumpy\nndarray\n" + in_pickle((None, {"__setstate__": 1})) + b"b",
+        "gives attributes to numpy.ndarray",
+    ),
+    "state of a built-in class": (b"cbuiltins\nset\n" + in_pickle({}) + b"b", "builtins.set"),
+    "a new object of a function": (ENCODE + b")\x81", "NEWOBJ"),
+    "a new object of a class": (b"cnumpy\ndtype\n)\x81", "NEWOBJ"),
+    "a new object with keywords": (b"cnumpy\ndtype\n)}\x92", "NEWOBJ_EX"),
+    "an extension of one byte": (b"\x82\xf0", "refers by EXT1 to 240"),
+    "an extension of two bytes": (b"\x83\xf0\x00", "refers by EXT2 to 240"),
+    "an extension of four bytes": (b"\x84\xf0\x00\x00\x00", "refers by EXT4 to 240"),
+    "a persistent id": (b"Psomething\n", "refers by PERSID to 'something'"),
+    "a persistent id of the stack": (b"K\x01Q", "refers by BINPERSID to an object"),
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_forged_file_is_refused_and_changes_nothing(tmp_path, kind):
+    """The extension codes lead to a function that another unpickler has already fetched."""
+    copyreg.add_extension("os", "getpid", 240)
+    try:
+        assert pickle.loads(b"\x80\x02\x82\xf0.") is os.getpid
+        opcodes, message = FORGED[kind]
+        path = tmp_path / "forged.pkl"
+        path.write_bytes(b"\x80\x04" + opcodes + b".")
+        with pytest.raises(DataError, match=r"^\S*forged.pkl .*" + message) as caught:
+            load_array_pickle(path)
+        assert "\n" not in str(caught.value)
+    finally:
+        copyreg.remove_extension("os", "getpid", 240)
+        copyreg.clear_extension_cache()
+    contents = {"raw": b"\xff", "number": np.float32(2.5), "array": ARRAYS["int64"]}
+    again = load(tmp_path / "a.pkl", contents)
+    assert (again["raw"], again["number"]) == (b"\xff", 2.5)
+    assert np.array_equal(again["array"].array, ARRAYS["int64"])
