@@ -88,6 +88,8 @@ class Mask2FormerImageProcessor:
             the paper's code or its own documentation: images stretched to the multiple of
             `size_divisor`, float masks padded with `ignore_index`, a sequence as `size` read as (h,
             w), `do_pad` and `do_center_crop` without effect, and everything listed in hf_compat.py.
+        reduce_labels, size_divisibility, max_size: old names of do_reduce_labels, size_divisor and
+            the longest edge of `size`.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -119,10 +121,22 @@ class Mask2FormerImageProcessor:
     disable_grouping: bool | None = None
     thing_label_ids: Collection[int] | None = None
     hf_compat: bool = False
+    reduce_labels: dataclasses.InitVar[bool | None] = None
+    size_divisibility: dataclasses.InitVar[int | None] = None
+    max_size: dataclasses.InitVar[int | None] = None
     # keys of a loaded file that mean nothing here, written back by save_pretrained
     other_settings: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def __post_init__(
+        self, reduce_labels: bool | None, size_divisibility: int | None, max_size: int | None
+    ) -> None:
+        old = {
+            "reduce_labels": reduce_labels,
+            "size_divisibility": size_divisibility,
+            "max_size": max_size,
+        }
+        for name, value in modern({"size": self.size, **old}).items():
+            setattr(self, name, value)
         self.size = resize_target(self.size, self.default_to_square, self.hf_compat)
         if self.pad_size is not None:
             self.pad_size = checked_size("pad_size", self.pad_size, AREA_KEYS)
@@ -174,8 +188,8 @@ class Mask2FormerImageProcessor:
             segmentation_maps: a map of integer ids (H, W) per image, as PIL image, array or tensor.
             instance_id_to_semantic_id: makes the ids of the maps instance ids; one mapping for all
                 or one per image. Without it ids are labels.
-            overrides: any argument of the constructor, for this call, such as return_tensors="pt";
-                None means unchanged.
+            overrides: any argument of the constructor, for this call, such as return_tensors="pt",
+                old names included; None means unchanged.
 
         Returns:
             pixel_values: float32 (N, 3, H, W).
@@ -254,7 +268,10 @@ class Mask2FormerImageProcessor:
 
     def _overridden(self, overrides: dict[str, Any]) -> Mask2FormerImageProcessor:
         changes = {name: value for name, value in overrides.items() if value is not None}
-        processor = dataclasses.replace(self, **changes)
+        # The old name of a part of the size, whose other part stays.
+        if "max_size" in changes and "shortest_edge" in self.size:
+            changes.setdefault("size", {"shortest_edge": self.size["shortest_edge"]})
+        processor = dataclasses.replace(self, **modern(changes))
         processor.other_settings = dict(self.other_settings)
         return processor
 
@@ -474,11 +491,7 @@ class Mask2FormerImageProcessor:
             processor = cls.from_dict(settings)
         except (TypeError, ValueError) as error:
             raise DataError(f"{path} cannot be used: {error}") from error
-        # The old name of a part of the size, whose other part is the file's.
-        if overrides.get("max_size") is not None and overrides.get("size") is None:
-            shortest = processor.size.get("shortest_edge")
-            overrides["size"] = None if shortest is None else {"shortest_edge": shortest}
-        return processor._overridden(modern(overrides))
+        return processor._overridden(overrides)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json into `folder`, which is made if need be."""

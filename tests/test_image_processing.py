@@ -564,3 +564,32 @@ def test_an_old_max_size_keeps_the_shorter_side_of_the_file(tmp_path):
     )
     processor = Mask2FormerImageProcessor.from_pretrained(tmp_path, max_size=1000)
     assert dict(processor.size) == {"shortest_edge": 480, "longest_edge": 1000}
+
+
+OLD_NAMES = [
+    ({"reduce_labels": True}, {"do_reduce_labels": True}),
+    ({"size_divisibility": 16}, {"size_divisor": 16}),
+    ({"size": 48, "max_size": 60}, {"size": {"shortest_edge": 48, "longest_edge": 60}}),
+    ({"size": 48, "max_size": None}, {"size": 48}),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_NAMES)
+def test_old_names_are_taken_by_the_constructor(old, new):
+    assert Mask2FormerImageProcessor(**old) == Mask2FormerImageProcessor(**new)
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_NAMES)
+def test_old_names_are_taken_in_a_call(old, new):
+    processor = Mask2FormerImageProcessor(size={"shortest_edge": 40, "longest_edge": 80})
+    image, ids = picture(50, 90), id_map(50, 90)
+    expected = processor(image, ids, **new, return_tensors="pt")
+    result = processor(image, ids, **old, return_tensors="pt")
+    assert torch.equal(result.pixel_values, expected.pixel_values)
+    assert torch.equal(result.class_labels[0], expected.class_labels[0])
+
+
+def test_an_old_max_size_in_a_call_keeps_the_shorter_side():
+    processor = Mask2FormerImageProcessor(size={"shortest_edge": 40, "longest_edge": 80})
+    batch = processor(picture(30, 90), max_size=60, size_divisor=0, return_tensors="pt")
+    assert batch.pixel_values.shape[2:] == (20, 60)
