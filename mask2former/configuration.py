@@ -388,7 +388,7 @@ class Mask2FormerConfig(_Config):
             self.num_labels = 2 if num_labels is None else num_labels
         if not isinstance(self.id2label, dict):
             raise ValueError(f"id2label is {self.id2label!r}; it must be a dict of id to label.")
-        self.id2label = {int(key): str(label) for key, label in self.id2label.items()}
+        self.id2label = {_id(key): str(label) for key, label in self.id2label.items()}
         if num_labels not in (None, len(self.id2label)):
             raise ValueError(
                 f"num_labels is {num_labels} but id2label has {len(self.id2label)} labels."
@@ -431,12 +431,18 @@ class Mask2FormerConfig(_Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Mask2FormerConfig:
-        """Build from the contents of a `config.json`; `id2label` wins over `num_labels`."""
+        """Build from the contents of a `config.json`.
+
+        `id2label` wins over `label2id`, and that over `num_labels`.
+        """
         # What follows from other keys, or says how a file's weights were stored.
         derived = {"model_type", "architectures", "label2id", "num_labels", "dtype", "torch_dtype"}
         config = super().from_dict({k: v for k, v in values.items() if k not in derived})
-        if values.get("id2label") is None and values.get("num_labels") is not None:
-            config.num_labels = values["num_labels"]
+        if values.get("id2label") is None:
+            if values.get("label2id") is not None:
+                config = dataclasses.replace(config, id2label=labels_by_id(values["label2id"]))
+            if values.get("num_labels") not in (None, config.num_labels):
+                config.num_labels = values["num_labels"]
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -494,6 +500,29 @@ class Mask2FormerConfig(_Config):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
         return path
+
+
+def labels_by_id(label2id: Any) -> dict[int, str]:
+    """The inverse of `label2id`.
+
+    Raises:
+        ValueError: it is no dict of label to integer, or two labels have one id.
+    """
+    if not isinstance(label2id, dict):
+        raise ValueError(f"label2id is {label2id!r}; it must be a dict of label to id.")
+    inverse = {_id(index): label for label, index in label2id.items()}
+    if len(inverse) < len(label2id):
+        raise ValueError(f"label2id gives two labels the same id: {label2id!r}.")
+    return inverse
+
+
+def _id(value: Any) -> int:
+    """A label's id, which in files may be a text."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    raise ValueError(f"A label's id is {value!r}; ids are the integers 0, 1, 2, ...")
 
 
 def _set_num_labels(config: Mask2FormerConfig, count: int) -> None:

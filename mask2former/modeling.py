@@ -12,7 +12,7 @@ from mask2former.annotations import check_labels, make_annotations
 from mask2former.backbones import make_backbone
 from mask2former.checkpoints.huggingface import BASE_PREFIX, from_huggingface, to_huggingface
 from mask2former.checkpoints.weights import read_weights, save_weights
-from mask2former.configuration import CONFIG_NAME, Mask2FormerConfig
+from mask2former.configuration import CONFIG_NAME, Mask2FormerConfig, labels_by_id
 from mask2former.errors import DataError
 from mask2former.gradient_checkpointing import GradientCheckpointing
 from mask2former.loss import segmentation_losses
@@ -119,9 +119,11 @@ def _overridden(config: Mask2FormerConfig, overrides: dict[str, Any]) -> Mask2Fo
     overrides = {name: value for name, value in overrides.items() if value is not None}
     label2id = overrides.pop("label2id", None)
     if label2id is not None:
-        overrides.setdefault("id2label", {index: label for label, index in label2id.items()})
+        overrides.setdefault("id2label", labels_by_id(label2id))
+    if "backbone" in overrides:
+        values["backbone_config"] = None  # of another backbone
     if overrides.get("num_labels", config.num_labels) != config.num_labels:
-        del values["id2label"]  # names of other labels
+        del values["id2label"], values["label2id"]  # names of other labels
     changed = Mask2FormerConfig.from_dict(values | overrides)
     if label2id not in (None, changed.label2id):
         raise ValueError("label2id must be the inverse of id2label; leave it out.")

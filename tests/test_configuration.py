@@ -206,3 +206,24 @@ def test_contradicting_config_file_is_a_data_error(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match="invalid configuration: hidden_dim 100"):
         Mask2FormerConfig.from_pretrained(tmp_path)
+
+
+def test_a_file_with_label2id_alone_has_its_labels():
+    config = Mask2FormerConfig.from_dict({"label2id": {"cat": 1, "sky": 0}})
+    assert config.id2label == {0: "sky", 1: "cat"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"label2id": {"cat": 0, "sky": "x"}}, "A label's id is 'x'; ids are the integers"),
+        ({"label2id": {"cat": 0, "sky": 1.5}}, "A label's id is 1.5; ids are the integers"),
+        ({"label2id": {"cat": [0]}}, r"A label's id is \[0\]; ids are the integers"),
+        ({"label2id": {"cat": 0, "sky": 0}}, "label2id gives two labels the same id"),
+        ({"label2id": ["cat"]}, "must be a dict of label to id"),
+        ({"id2label": {"first": "cat"}}, "A label's id is 'first'; ids are the integers"),
+    ],
+)
+def test_ids_that_are_no_integers_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        Mask2FormerConfig.from_dict(values)

@@ -8,6 +8,7 @@ from mask2former import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerModel,
+    SwinConfig,
 )
 from mask2former.checkpoints.huggingface import to_huggingface
 from mask2former.checkpoints.weights import read_weights, save_weights
@@ -225,9 +226,23 @@ def test_overrides_of_labels_agree_or_are_refused(model, tmp_path):
     assert load(tmp_path, num_labels=3).config.id2label == names
     with pytest.raises(ValueError, match="label2id must be the inverse"):
         load(tmp_path, id2label=names, label2id={"a": 1, "b": 0, "c": 2})
+    with pytest.raises(ValueError, match=r"label's id is 'one'; ids are the integers 0, 1, 2"):
+        load(tmp_path, label2id={"a": 0, "b": "one"})
     with pytest.raises(ValueError, match="num_labels"):
         load(tmp_path, id2label=names, num_labels=5)
     with pytest.raises(TypeError, match="'ignore_missmatched_sizes' is no argument"):
         load(tmp_path, ignore_missmatched_sizes=True)
     with pytest.raises(TypeError, match=r"call \.to\(dtype\)"):
         load(tmp_path, torch_dtype="auto")
+
+
+def test_another_backbone_replaces_that_of_the_checkpoint(model, tmp_path):
+    """Its weights are not the checkpoint's, and the message names them."""
+    model.save_pretrained(tmp_path / "model")
+    values = {"model_type": "swin", **SwinConfig(embed_dim=24).to_dict()}
+    (tmp_path / "swin").mkdir()
+    (tmp_path / "swin" / "config.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"misses \d+ key\(s\), such as"):
+        Mask2FormerForUniversalSegmentation.from_pretrained(
+            tmp_path / "model", backbone=str(tmp_path / "swin")
+        )
