@@ -265,6 +265,10 @@ def test_a_batch_of_the_compatible_processor_agrees(backbone, tmp_path):
         a = ours(**inputs, **ASKED)
         b = theirs(**inputs, **ASKED, pixel_mask=batch["pixel_mask"])
     assert_outputs_agree(a, b)
+    labels = inputs["mask_labels"], inputs["class_labels"]
+    assert_losses_and_gradients_agree(
+        ours, theirs, inputs["pixel_values"], *labels, tmp_path / "again"
+    )
 
 
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
