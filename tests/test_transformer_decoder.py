@@ -1,8 +1,13 @@
+import copy
+
+import pytest
 import torch
 from torch.nn import functional as F
 
+from mask2former import transformer_decoder
+from mask2former.pixel_decoder import PixelDecoderOutput
 from mask2former.transformer_decoder import Attention, attention_mask, mask_logits
-from tests.reference import tiny_model
+from tests.reference import randomise, relative_error, tiny_model
 
 
 def random(*shape, seed=0):
@@ -132,3 +137,47 @@ def test_pre_norm_normalises_before_each_block():
     y = y + layer.self_attn(z, z, z)
     y = y + layer.fc2(layer.fc1(layer.final_norm(y)).relu())
     assert torch.allclose(out, y, atol=1e-6)
+
+
+# Relative L2 error of states and mask embeddings in a decoder of six layers, whose weights and
+# inputs are representable. Measured: 9.9e-4 in float16, 8.2e-3 in bfloat16, where of its own masks
+# 0.4 % of the entries would flip.
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 3e-3), (torch.bfloat16, 2.5e-2)])
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_masked_attention_in_half_precision_follows_float32(dtype, limit, pre_norm, monkeypatch):
+    """Both look where float32 does, because a logit near zero falls on either side."""
+    model = tiny_model(decoder_layers=7, pre_norm=pre_norm)
+    decoder = randomise(model, seed=1).model.transformer_decoder.to(dtype)
+    sizes = [(2, 3), (4, 6), (8, 12)]
+    generator = torch.Generator().manual_seed(2)
+    levels = [torch.randn(2, 32, *size, generator=generator).to(dtype) for size in sizes]
+    valid = [torch.ones(2, *size, dtype=torch.bool) for size in sizes]
+    features = torch.randn(2, 32, 16, 24, generator=generator).to(dtype)
+    masks = []
+
+    def noted(*arguments):
+        masks.append(attention_mask(*arguments))
+        return masks[-1]
+
+    with torch.no_grad():
+        monkeypatch.setattr(transformer_decoder, "attention_mask", noted)
+        exact = copy.deepcopy(decoder).float()(
+            PixelDecoderOutput([x.float() for x in levels], valid, features.float(), None)
+        )
+        assert 0.1 < torch.cat([m.flatten() for m in masks]).float().mean() < 0.9
+        own = []
+
+        def replayed(*arguments):
+            own.append(attention_mask(*arguments))
+            return masks[len(own) - 1]
+
+        monkeypatch.setattr(transformer_decoder, "attention_mask", replayed)
+        half = decoder(PixelDecoderOutput(levels, valid, features, None))
+    assert half.last.dtype == dtype and len(own) == 6
+    for a, b in zip(
+        half.states + half.mask_embeddings, exact.states + exact.mask_embeddings, strict=True
+    ):
+        assert relative_error(a.float(), b) < limit
+    # Of the masks that it would have chosen itself nearly all entries are the same.
+    flipped = [(a != b).float().mean() for a, b in zip(own, masks, strict=True)]
+    assert max(flipped) < 0.015
