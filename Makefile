@@ -8,10 +8,12 @@
 #
 # PYTHON  the interpreter that .venv, or the environment of test-wheel, is made with
 # TORCH   which PyTorch it gets, as pip says it, for example TORCH=torch==2.13.0
+# WITH, TESTS  what test-wheel installs besides, and which tests it runs
 # MASK2FORMER_BUILD  auto, cpu, cuda or none: which kernels are built, see setup.py
 
 PYTHON ?= python3
 TORCH ?= torch
+TESTS ?= tests/ops
 VENV ?= .venv
 LINTERS := ruff==0.17.5 clang-format==19.1.7
 
@@ -60,10 +62,10 @@ test-wheel:
 	mkdir -p $(DIR)
 	cp -r tests pyproject.toml $(DIR)
 	$(PYTHON) -m venv $(DIR)/env
-	$(DIR)/env/bin/pip install "$(TORCH)" "$(WHEEL)[test]" torch-abi-audit
+	$(DIR)/env/bin/pip install "$(TORCH)" "$(WHEEL)[test]" torch-abi-audit $(WITH)
 	cd $(DIR) && env/bin/python -c "import mask2former_ops._C"
 	$(DIR)/env/bin/torch-abi-audit --check both $(DIR)/env/lib/python*/site-packages/mask2former_ops/_C.abi3.so
-	cd $(DIR) && env/bin/python -m pytest $(PYTEST_ARGS) tests/ops
+	cd $(DIR) && env/bin/python -m pytest $(PYTEST_ARGS) $(TESTS)
 	rm -rf $(DIR)/env  # a torch with CUDA has 5 GB
 
 cuda-report: $(VENV)/torch
