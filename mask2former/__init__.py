@@ -20,9 +20,9 @@ _HOMES = {
     "Mask2FormerImageProcessorPil": "mask2former.image_processing",
     "Mask2FormerModel": "mask2former.modeling",
     "Mask2FormerModelOutput": "mask2former.outputs",
-    "ResNetConfig": "mask2former.configuration",
-    "SwinConfig": "mask2former.configuration",
-    "TimmBackboneConfig": "mask2former.configuration",
+    "ResNetConfig": "mask2former.backbone_configuration",
+    "SwinConfig": "mask2former.backbone_configuration",
+    "TimmBackboneConfig": "mask2former.backbone_configuration",
     "__version__": "mask2former_ops",
 }
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.annotations import check_labels, make_annotations
+from mask2former.backbone_configuration import CONFIG_NAME
 from mask2former.backbones import make_backbone
 from mask2former.checkpoints.huggingface import BASE_PREFIX, from_huggingface, to_huggingface
 from mask2former.checkpoints.weights import read_weights, save_weights
-from mask2former.configuration import CONFIG_NAME, Mask2FormerConfig, labels_by_id
+from mask2former.configuration import Mask2FormerConfig, labels_by_id
 from mask2former.errors import DataError
 from mask2former.gradient_checkpointing import GradientCheckpointing
 from mask2former.loss import segmentation_losses

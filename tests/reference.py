@@ -12,6 +12,7 @@ from mask2former import (
     ResNetConfig,
     SwinConfig,
 )
+from mask2former.backbones import make_backbone
 
 
 def transformers_model(backbone: str, backbone_options: dict | None = None, **options):
@@ -104,3 +105,9 @@ def tiny_model(backbone: str = "resnet", **options):
     torch.manual_seed(0)
     config = Mask2FormerConfig(**(defaults | options))
     return Mask2FormerForUniversalSegmentation(config).eval()
+
+
+def backbone_of(config, **options):
+    """The backbone that a model of these options has, with random weights."""
+    torch.manual_seed(0)
+    return make_backbone(Mask2FormerConfig(backbone_config=config, **options)).eval()

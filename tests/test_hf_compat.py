@@ -10,7 +10,7 @@ from PIL import Image
 
 from mask2former import hf_compat, post_processing
 from mask2former.image_processing import Mask2FormerImageProcessor, Mask2FormerImageProcessorPil
-from tests.samples import made_outputs
+from tests.samples import made_outputs, random_outputs
 
 transformers = pytest.importorskip("transformers")
 
@@ -28,13 +28,8 @@ def ours():
     return Mask2FormerImageProcessor(hf_compat=True)
 
 
-def random_outputs(seed, queries=12, labels=6):
-    """Blobs that overlap, with some queries sure of their label and some of seeing no object."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(2, queries, 4, 4, generator=generator)
-    masks = torch.nn.functional.interpolate(coarse, size=(24, 20), mode="bicubic") * 8 - 1
-    classes = torch.randn(2, queries, labels + 1, generator=generator) * 4
-    return SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
+def random_batch(seed):
+    return random_outputs(seed, batch=2, queries=12, labels=6, cells=(24, 20))
 
 
 def assert_same(results, references):
@@ -52,7 +47,7 @@ def assert_same(results, references):
 @pytest.mark.parametrize("target_sizes", [None, TARGETS])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_semantic(seed, target_sizes, ours, theirs):
-    outputs = random_outputs(seed)
+    outputs = random_batch(seed)
     result = ours.post_process_semantic_segmentation(outputs, target_sizes)
     reference = theirs.post_process_semantic_segmentation(outputs, target_sizes)
     assert all(torch.equal(a, b) for a, b in zip(result, reference, strict=True))
@@ -61,7 +56,7 @@ def test_semantic(seed, target_sizes, ours, theirs):
 @pytest.mark.parametrize("target_sizes", [None, TARGETS])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_instance(seed, target_sizes, ours, theirs):
-    outputs = random_outputs(seed)
+    outputs = random_batch(seed)
     assert_same(
         ours.post_process_instance_segmentation(outputs, 0.3, target_sizes=target_sizes),
         theirs.post_process_instance_segmentation(outputs, 0.3, target_sizes=target_sizes),
@@ -72,7 +67,7 @@ def test_instance(seed, target_sizes, ours, theirs):
 @pytest.mark.parametrize("target_sizes", [None, TARGETS])
 @pytest.mark.parametrize("seed", SEEDS[-3:])
 def test_other_forms_of_instances(seed, target_sizes, form, ours, theirs):
-    outputs = random_outputs(seed)
+    outputs = random_batch(seed)
     arguments = {"threshold": 0.3, "target_sizes": target_sizes, form: True}
     assert_same(
         ours.post_process_instance_segmentation(outputs, **arguments),
@@ -84,7 +79,7 @@ def test_other_forms_of_instances(seed, target_sizes, form, ours, theirs):
 @pytest.mark.parametrize("target_sizes", [None, TARGETS])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_panoptic(seed, target_sizes, label_ids_to_fuse, ours, theirs):
-    outputs = random_outputs(seed)
+    outputs = random_batch(seed)
     arguments = {
         "threshold": 0.3,
         "overlap_mask_area_threshold": 0.2,
@@ -99,7 +94,7 @@ def test_panoptic(seed, target_sizes, label_ids_to_fuse, ours, theirs):
 
 def test_the_random_outputs_have_instances_and_repeated_ids(ours):
     """Else the comparisons above would compare little."""
-    outputs = random_outputs(3)
+    outputs = random_batch(3)
     assert len(ours.post_process_instance_segmentation(outputs, 0.3)[0]["segments_info"]) > 5
     segments = ours.post_process_panoptic_segmentation(
         outputs, 0.3, overlap_mask_area_threshold=0.2, label_ids_to_fuse={0, 2, 3}
@@ -109,7 +104,7 @@ def test_the_random_outputs_have_instances_and_repeated_ids(ours):
 
 
 def test_nothing_found(ours, theirs):
-    outputs = random_outputs(0)
+    outputs = random_batch(0)
     for task in ("instance", "panoptic"):
         name = f"post_process_{task}_segmentation"
         arguments = {"threshold": 1.1, "target_sizes": TARGETS}
@@ -153,7 +148,7 @@ def test_row_1_masks_are_of_384_pixels_and_lose_what_is_finer(task):
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
 def test_row_2_padding_is_not_cropped(task):
-    outputs = random_outputs(3)
+    outputs = random_batch(3)
     whole = both(task, outputs)
     outputs.image_sizes = [(48, 30, 96, 80)] * 2
     cropped = both(task, outputs)
@@ -229,7 +224,7 @@ def test_row_8_masks_are_resized_by_nearest():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_row_9_the_instance_map_is_on_the_cpu():
-    outputs = random_outputs(3)
+    outputs = random_batch(3)
     for name, logits in vars(outputs).items():
         setattr(outputs, name, logits.cuda())
     result = Mask2FormerImageProcessor(hf_compat=True).post_process_instance_segmentation(outputs)
@@ -244,7 +239,7 @@ def test_row_10_run_lengths_are_starts_from_one_and_lengths_along_rows_with_the_
 
 def test_row_11_stuff_is_an_instance_and_nothing_is_fused():
     processor = Mask2FormerImageProcessor(hf_compat=True, thing_label_ids=[1])
-    outputs = random_outputs(1)
+    outputs = random_batch(1)
     segments = processor.post_process_instance_segmentation(outputs, 0.3)[0]["segments_info"]
     assert {segment["label_id"] for segment in segments} - {1}
     panoptic = processor.post_process_panoptic_segmentation(outputs, 0.3)[0]["segments_info"]

@@ -16,20 +16,9 @@ from mask2former.post_processing import (
 )
 from mask2former.run_length import mask_to_rle
 from tests.reference import tiny_model
-from tests.samples import made_outputs
+from tests.samples import made_outputs, random_outputs
 
 TARGETS = [(64, 96), (37, 51)]
-
-
-def random_outputs(seed=0, batch=1, queries=9, labels=5, cells=(16, 24), image_sizes=None):
-    """Overlapping blobs; every query has a label it is sure of, some of them "no object"."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(batch, queries, 4, 5, generator=generator)
-    return SimpleNamespace(
-        class_queries_logits=torch.randn(batch, queries, labels + 1, generator=generator) * 4,
-        masks_queries_logits=F.interpolate(coarse, size=cells, mode="bicubic") * 8,
-        image_sizes=image_sizes,
-    )
 
 
 def full_logits(outputs, i, target):

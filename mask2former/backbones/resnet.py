@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.activations import ACTIVATIONS
-from mask2former.configuration import ResNetConfig
+from mask2former.backbone_configuration import ResNetConfig
 from mask2former.gradient_checkpointing import LayerStack
 from mask2former.padding import cell_mask, without_padding
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask2former.activations import ACTIVATIONS
-from mask2former.configuration import SwinConfig
+from mask2former.backbone_configuration import SwinConfig
 from mask2former.gradient_checkpointing import LayerStack
 from mask2former.padding import cell_mask, without_padding
 

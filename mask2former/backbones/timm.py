@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mask2former.backbone_configuration import TimmBackboneConfig
 from mask2former.backbones.library import LibraryBackbone, is_plain, last_of_each_stride
-from mask2former.configuration import TimmBackboneConfig
 from mask2former.errors import DataError
 from mask2former.optional import require_package
 

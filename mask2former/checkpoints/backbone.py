@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from mask2former.checkpoints.huggingface import BACKBONE, BACKBONE_RULES
+from mask2former.checkpoints.huggingface import BACKBONE, BACKBONE_RULES, POSITION_INDEX
 from mask2former.checkpoints.keys import Side, load_state, reverse, translate
 from mask2former.checkpoints.weights import read_weights
 from mask2former.configuration import Mask2FormerConfig
 
 OURS = "model.backbone."
 
-# What a classification model has besides the backbone: its head, the norm before it, and buffers
-# that follow from the configuration.
+# What a classification model has besides the backbone: its head and the norm before it.
 CLASSIFIER = ("classifier.", "layernorm.")
-BUFFERS = ("attention.self.relative_position_index",)
 
 
 def load_backbone_weights(backbone: nn.Module, config: Mask2FormerConfig) -> None:
@@ -36,7 +34,7 @@ def load_backbone_weights(backbone: nn.Module, config: Mask2FormerConfig) -> Non
     kept = {
         name: tensor
         for name, tensor in bare.items()
-        if not name.startswith(CLASSIFIER) and not name.endswith(BUFFERS)
+        if not name.startswith(CLASSIFIER) and not name.endswith(POSITION_INDEX)
     }
     rules = [(ours, _alone(theirs)) for ours, theirs in BACKBONE_RULES[model_type]]
     there, _ = translate(kept, reverse(rules))

@@ -20,6 +20,7 @@ from mask2former.checkpoints.keys import COUNTER, Rule, load_state
 from mask2former.checkpoints.weights import check_tensors, load_torch_file
 from mask2former.configuration import Mask2FormerConfig, ResNetConfig, SwinConfig
 from mask2former.errors import DataError
+from mask2former.pixel_decoder import NUM_LEVELS, NUM_POINTS
 
 PIXEL = "sem_seg_head.pixel_decoder."
 PREDICTOR = "sem_seg_head.predictor."
@@ -113,8 +114,6 @@ HEAD_RULES: list[Rule] = [
         )
     ),
 ]
-
-NUM_LEVELS, NUM_POINTS = 3, 4  # of the deformable attention, in every model of the paper
 
 BACKBONE_RULES = {"swin": SWIN_RULES, "resnet": RESNET_RULES}
 

@@ -96,12 +96,15 @@ LIBRARY_RULES: list[Rule] = [("model.backbone.body.**", BACKBONE + "**"), PYRAMI
 
 BACKBONE_RULES = {"swin": SWIN_RULES, "resnet": RESNET_RULES, "timm_backbone": TIMM_RULES}
 
+# A buffer of Swin that follows from the configuration, in files of older versions.
+POSITION_INDEX = "attention.self.relative_position_index"
+
 # Foreign keys that hold nothing of the model: an unused norm, buffers that follow from the
-# configuration. The second is found in files of older versions only.
+# configuration.
 IGNORED_ENDINGS = (
     "encoder.swin.layernorm.weight",
     "encoder.swin.layernorm.bias",
-    "attention.self.relative_position_index",
+    POSITION_INDEX,
     "criterion.empty_weight",
 )
 

@@ -13,7 +13,7 @@ from mask2former import (
     TimmBackboneConfig,
 )
 from mask2former.backbones import make_backbone
-from tests.reference import SMALL, randomise, relative_error, tiny_model
+from tests.reference import SMALL, backbone_of, randomise, relative_error, tiny_model
 
 timm = pytest.importorskip("timm")
 
@@ -36,11 +36,6 @@ def small_configs():
         TimmBackboneConfig.from_dict(DINOV2.to_dict()),
         TimmBackboneConfig.from_dict(DINOV3.to_dict()),
     ]
-
-
-def backbone_of(config, **options):
-    torch.manual_seed(0)
-    return make_backbone(Mask2FormerConfig(backbone_config=config, **options)).eval()
 
 
 @pytest.mark.parametrize(

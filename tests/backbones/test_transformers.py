@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from mask2former import DataError, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from mask2former.backbones import make_backbone
 from mask2former.backbones.transformers import stage_strides
-from tests.reference import SMALL, randomise, relative_error, tiny_model
+from tests.reference import SMALL, backbone_of, randomise, relative_error, tiny_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -24,11 +24,6 @@ def dinov2(**options):
 
 def dinov3(**options):
     return transformers.DINOv3ViTConfig(**VIT, intermediate_size=48, **options)
-
-
-def backbone_of(config, **options):
-    torch.manual_seed(0)
-    return make_backbone(Mask2FormerConfig(backbone_config=config, **options)).eval()
 
 
 @pytest.mark.parametrize(
