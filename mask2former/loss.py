@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mask2former.annotations import Annotation, point_weights, sample_masks
+from mask2former.annotations import Annotation
 from mask2former.configuration import Mask2FormerConfig
 from mask2former.matcher import Matches, match
 from mask2former.precision import full_precision
@@ -100,7 +100,7 @@ def mask_losses(
         return zero, zero
     logits = logits[:, None]
     matched = [
-        _chosen(annotation, targets)
+        annotation.chosen(targets)
         for annotation, (_, targets) in zip(annotations, matches, strict=True)
     ]
     points, labels, weights = _draw_points(logits, matched, config)
@@ -115,7 +115,7 @@ def mask_losses(
 
 @torch.no_grad()
 def _draw_points(
-    logits: Tensor, matched: list[tuple[Tensor, Tensor | None]], config: Mask2FormerConfig
+    logits: Tensor, matched: list[Annotation], config: Mask2FormerConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points (M, P, 2) for logits (M, 1, H, W); labels and weights of the points, (M, P) each."""
     points = get_uncertain_point_coords_with_randomness(
@@ -125,31 +125,25 @@ def _draw_points(
         config.oversample_ratio,
         config.importance_sample_ratio,
     )
-    per_image = points.split([len(masks) for masks, _ in matched])
+    per_image = points.split([len(annotation.labels) for annotation in matched])
     pairs = list(zip(matched, per_image, strict=True))
-    labels = torch.cat([sample_masks(masks, part)[:, 0] for (masks, _), part in pairs])
-    weights = torch.cat([point_weights(ignored, part)[:, 0] for (_, ignored), part in pairs])
+    labels = torch.cat([annotation.sample(own) for annotation, own in pairs])
+    weights = torch.cat([annotation.weights(own) for annotation, own in pairs])
     return points, labels, weights
 
 
-def _chosen(annotation: Annotation, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The masks (M, 1, H, W) of the chosen annotations, and what is ignored of each."""
-    masks, ignored = annotation.masks, annotation.ignored
-    if ignored is not None:
-        ignored = ignored.expand(masks.shape)[targets, None]
-    return masks[targets, None], ignored
-
-
-def _without_ignored(logits: Tensor, matched: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+def _without_ignored(logits: Tensor, matched: list[Annotation]) -> Tensor:
     """Logits (M, 1, H, W) in which no cell that is ignored seems unsure."""
-    if all(ignored is None for _, ignored in matched):
+    if all(annotation.ignored is None for annotation in matched):
         return logits
     parts = []
-    for part, (_, ignored) in zip(
-        logits.split([len(masks) for masks, _ in matched]), matched, strict=True
+    for part, annotation in zip(
+        logits.split([len(annotation.labels) for annotation in matched]), matched, strict=True
     ):
+        ignored = annotation.ignored
         if ignored is not None and len(part) > 0:
-            cells = F.interpolate(ignored.to(torch.uint8), part.shape[-2:], mode="nearest-exact")
+            ignored = ignored[:, None].to(torch.uint8)
+            cells = F.interpolate(ignored, part.shape[-2:], mode="nearest-exact")
             part = part.masked_fill(cells.bool(), CERTAIN)
         parts.append(part)
     return torch.cat(parts)
