@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from mask2former.annotations import IGNORED, VOID, Annotation
-from mask2former.loss import average_num_masks, class_loss, mask_losses, segmentation_losses
+from mask2former.loss import average_counts, class_loss, mask_losses, segmentation_losses
 from tests.reference import make_labels, randomise, relative_error, tiny_model
 
 
@@ -44,8 +44,8 @@ def test_images_without_annotations_have_a_loss_and_gradients(counts):
     model = tiny_model().train()
     masks, classes = make_labels(0, counts, (64, 64), 3)
     model(pixels(), mask_labels=masks, class_labels=classes).loss.backward()
-    gradients = [p.grad for p in model.class_predictor.parameters()]
-    assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
+    assert all(p.grad.isfinite().all() for p in model.parameters())  # none is None, for DDP
+    assert all(p.grad.abs().sum() > 0 for p in model.class_predictor.parameters())
 
 
 def test_more_annotations_than_queries():
@@ -66,7 +66,7 @@ def test_labels_of_any_dtype_are_taken(dtype):
 def test_class_loss_is_weighted_cross_entropy_with_no_object():
     logits = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))
     matches = [(torch.tensor([2]), torch.tensor([0]))]
-    loss = class_loss(logits, [torch.tensor([1])], matches, no_object_weight=0.1)
+    loss = class_loss(logits, [torch.tensor([1])], matches, 0.1, torch.tensor(1.2))
     log = F.log_softmax(logits[0], -1)
     expected = -(0.1 * log[0, 4] + 0.1 * log[1, 4] + log[2, 1]) / 1.2
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
@@ -297,12 +297,37 @@ def test_padded_images_may_be_without_annotations(counts):
 # ---- several processes ---------------------------------------------------------------------------
 
 
-def test_the_number_of_masks_is_the_mean_over_all_ranks(monkeypatch):
-    labels = [torch.tensor([0, 1]), torch.tensor([2])]
-    assert average_num_masks(labels) == 3
+def test_counts_are_those_of_the_batch():
+    masks, weight = average_counts(LABELS, 2, 0.1, torch.float64)
+    assert masks == 4
+    # The first image has more annotations than queries, the second leaves a query over.
+    assert float(weight) == pytest.approx(3 + 0.1, rel=1e-15)
+
+
+def test_counts_are_the_mean_over_all_ranks(monkeypatch):
+    as_two_ranks(monkeypatch, lambda totals: totals.add_(torch.tensor([3.0, 1.5])))
+    masks, weight = average_counts(LABELS, 2, 0.1, torch.float64)
+    assert masks == 3.5
+    assert float(weight) == pytest.approx(4.6 / 2, rel=1e-15)
+
+
+def test_fewer_masks_than_ranks_are_divided_by_their_number(monkeypatch):
+    """One mask on two ranks: the mean of its gradient and none is half of it, over half a mask."""
+    as_two_ranks(monkeypatch, lambda totals: totals)
+    assert average_counts([LABELS[1]], 2, 0.1, torch.float32)[0] == 0.5
+    assert average_counts([LABELS[1][:0]], 2, 0.1, torch.float32)[0] == 0.5  # no rank has any
+
+
+def test_without_any_weight_the_class_loss_is_zero():
+    model = tiny_model(no_object_weight=0.0)
+    masks, classes = make_labels(0, [0, 0], (64, 64), 3)
+    assert model(pixels(), mask_labels=masks, class_labels=classes).loss == 0
+
+
+LABELS = [torch.tensor([0, 1, 1]), torch.tensor([2])]
+
+
+def as_two_ranks(monkeypatch, all_reduce):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.add_(4))
-    assert average_num_masks(labels) == 3.5  # the other rank has 4
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count)
-    assert average_num_masks([labels[0][:0]]) == 1  # no rank has any
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
