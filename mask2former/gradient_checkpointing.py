@@ -6,13 +6,23 @@ et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Gradients are the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """`function(*inputs)`, whose insides are never kept: the backward pass computes them again.
+
+    For what is wide inside and cheap to compute, whether or not the layer around is checkpointed.
+    """
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False)
 
 
 class LayerStack(nn.Module):

@@ -171,7 +171,10 @@ def losses_of(features, annotation, config):
     embeddings, _ = random_prediction()
     matches = [(torch.tensor([0, 3]), torch.tensor([1, 0]))]
     torch.manual_seed(2)
-    return mask_losses(embeddings, features, [annotation], matches, torch.tensor(2.0), config)
+    bce, dice = mask_losses(
+        embeddings[None], features, [annotation], [matches], torch.tensor(2.0), config
+    )
+    return bce[0], dice[0]
 
 
 def test_mask_losses_are_those_of_the_points_that_count():
