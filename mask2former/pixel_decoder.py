@@ -58,11 +58,13 @@ class EncoderLayer(nn.Module):
         level_start_index: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        attended = self.self_attn(
-            x + position, reference_points, x, spatial_shapes, level_start_index, padding
-        )
-        x = self.self_attn_norm(x + self.dropout(attended))
+        levels = spatial_shapes, level_start_index, padding
+        x = x + recomputed(self._attend, x, position, reference_points, *levels)
+        x = self.self_attn_norm(x)
         return self.final_norm(x + recomputed(self._feed_forward, x))
+
+    def _attend(self, x: Tensor, position: Tensor, reference: Tensor, *levels) -> Tensor:
+        return self.dropout(self.self_attn(x + position, reference, x, *levels))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.fc2(self.dropout(F.relu(self.fc1(x), inplace=True))))
