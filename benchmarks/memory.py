@@ -1,10 +1,11 @@
-"""Peak memory of one call on the CPU, beyond its arguments and results.
+"""Peak memory of one call on the CPU: all that its process held, or what the call needs beyond its
+arguments and results.
 
-A fresh process makes the arguments, hands all free memory back to the system, and sets the kernel's
-mark of its largest resident size (VmHWM) to the present one. The extra memory of the call is how
-far the mark then rises, less the size of the results, which are still held. So scratch space counts
-in whatever way it was allocated, and free memory from before does not hide it. Small parts of a MiB
-are noise: the kernel counts in pages, and code is paged in as it runs.
+For the latter a fresh process makes the arguments, hands all free memory back to the system, and
+sets the kernel's mark of its largest resident size (VmHWM) to the present one. The extra memory of
+the call is how far the mark then rises, less the size of the results, which are still held. So
+scratch space counts in whatever way it was allocated, and free memory from before does not hide it.
+Small parts of a MiB are noise: the kernel counts in pages, and code is paged in as it runs.
 
 Only Linux lets a process set the mark, through a file that a sandbox may hide.
 """
@@ -23,6 +24,8 @@ from torch import Tensor
 
 MARK = Path("/proc/self/clear_refs")
 AVAILABLE = os.access(MARK, os.W_OK)
+STATUS = Path("/proc/self/status")
+COUNTED = STATUS.exists()  # so that `peak` can say something
 
 
 def peak_extra(build: Callable[..., Callable[[], Iterable[Tensor]]], *arguments) -> int:
@@ -35,10 +38,22 @@ def peak_extra(build: Callable[..., Callable[[], Iterable[Tensor]]], *arguments)
     Raises:
         RuntimeError: that process failed; it says why on standard error.
     """
+    return _in_a_process_of_its_own(_measure_extra, build, arguments)
+
+
+def peak(build: Callable[..., Callable[[], object]], *arguments) -> int:
+    """Bytes that a process held at most which builds and runs the call, its libraries included.
+
+    Arguments and errors are those of `peak_extra`.
+    """
+    return _in_a_process_of_its_own(_measure_all, build, arguments)
+
+
+def _in_a_process_of_its_own(measure: Callable, build: Callable, arguments: tuple) -> int:
     context = _context(build.__module__)
     receiver, sender = context.Pipe(duplex=False)
     threads = torch.get_num_threads()
-    process = context.Process(target=_measure, args=(sender, threads, build, arguments))
+    process = context.Process(target=measure, args=(sender, threads, build, arguments))
     process.start()
     sender.close()  # so that the end of the process is the end of the pipe
     try:
@@ -64,7 +79,7 @@ def _context(module: str) -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _measure(sender: Connection, threads: int, build: Callable, arguments: tuple) -> None:
+def _measure_extra(sender: Connection, threads: int, build: Callable, arguments: tuple) -> None:
     torch.set_num_threads(threads)
     run = build(*arguments)
     gc.collect()
@@ -76,6 +91,12 @@ def _measure(sender: Connection, threads: int, build: Callable, arguments: tuple
     sender.send(max(extra, 0))
 
 
+def _measure_all(sender: Connection, threads: int, build: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(threads)
+    build(*arguments)()
+    sender.send(_status("VmHWM"))
+
+
 def _return_free_memory() -> None:
     """glibc keeps freed memory for the next allocation, which would then not show."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -85,6 +106,6 @@ def _return_free_memory() -> None:
 
 def _status(field: str) -> int:
     """A size in /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = STATUS.read_text().splitlines()
     (kilobytes,) = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
     return int(kilobytes) * 1024

@@ -6,17 +6,27 @@ et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Gradients are the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 # What `checkpoint` is told here, by the names of its options.
 CHECKPOINT_OPTIONS = {"use_reentrant": False, "preserve_rng_state": True}
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """`function(*inputs)`, whose insides are never kept: the backward pass computes them again.
+
+    For what is wide inside and cheap to compute, whether or not the layer around is checkpointed.
+    """
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False)
 
 
 class LayerStack(nn.Module):

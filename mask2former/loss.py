@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mask2former.annotations import Annotation, point_weights, sample_masks
+from mask2former.annotations import Annotation
 from mask2former.configuration import Mask2FormerConfig
+from mask2former.gradient_checkpointing import recomputed
 from mask2former.matcher import Matches, match
 from mask2former.precision import full_precision
 from mask2former_ops import point_sample
@@ -40,127 +43,162 @@ def segmentation_losses(
             mask_features = mask_features.float()
         matches = match(class_logits, mask_embeddings, mask_features, annotations, config)
         class_labels = [annotation.labels for annotation in annotations]
-        num_masks = average_num_masks(class_labels)
+        num_masks, total_weight = average_counts(
+            class_labels, class_logits.shape[2], config.no_object_weight, class_logits.dtype
+        )
+        bce, dice = mask_losses(
+            mask_embeddings, mask_features, annotations, matches, num_masks, config
+        )
         losses = {}
         last = len(matches) - 1
         for layer in [last, *range(last)]:
             suffix = "" if layer == last else f"_{layer}"
-            bce, dice = mask_losses(
-                mask_embeddings[layer],
-                mask_features,
-                annotations,
-                matches[layer],
-                num_masks,
-                config,
-            )
-            losses[f"loss_mask{suffix}"] = config.mask_weight * bce
-            losses[f"loss_dice{suffix}"] = config.dice_weight * dice
+            losses[f"loss_mask{suffix}"] = config.mask_weight * bce[layer]
+            losses[f"loss_dice{suffix}"] = config.dice_weight * dice[layer]
             losses[f"loss_cross_entropy{suffix}"] = config.class_weight * class_loss(
-                class_logits[layer], class_labels, matches[layer], config.no_object_weight
+                class_logits[layer],
+                class_labels,
+                matches[layer],
+                config.no_object_weight,
+                total_weight,
             )
     return losses
 
 
 def class_loss(
-    class_logits: Tensor, class_labels: list[Tensor], matches: Matches, no_object_weight: float
+    class_logits: Tensor,
+    class_labels: list[Tensor],
+    matches: Matches,
+    no_object_weight: float,
+    total_weight: Tensor,
 ) -> Tensor:
-    """Weighted cross-entropy of (N, Q, K + 1) logits; unmatched queries are "no object"."""
+    """Cross-entropy of (N, Q, K + 1) logits over `total_weight`; unmatched queries are "no object"
+    and have `no_object_weight`, matched ones 1."""
     no_object = class_logits.shape[-1] - 1
     target = class_labels[0].new_full(class_logits.shape[:2], no_object)
     for i, (queries, targets) in enumerate(matches):
         target[i, queries.to(target.device)] = class_labels[i][targets.to(target.device)]
     weight = class_logits.new_ones(no_object + 1)
     weight[no_object] = no_object_weight
-    return F.cross_entropy(class_logits.transpose(1, 2), target, weight)
+    loss = F.cross_entropy(class_logits.transpose(1, 2), target, weight, reduction="sum")
+    return loss / total_weight
 
 
 def mask_losses(
     mask_embeddings: Tensor,
     mask_features: Tensor,
     annotations: list[Annotation],
-    matches: Matches,
+    matches: list[Matches],
     num_masks: Tensor,
     config: Mask2FormerConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy and dice of the matched queries' masks, one prediction of (N, Q, C).
+    """Binary cross-entropy and dice of the matched queries' masks, (L,) of L predictions.
 
-    Only the matched queries' masks are built. Points are drawn for each mask by itself, most of
-    them where the prediction is unsure; of these, points that touch ignored pixels do not count.
+    Only the matched queries' masks are built, those of one image at a time with gradients, and they
+    are not kept for the backward pass. Points are drawn for each mask by itself, most of them where
+    the prediction is unsure; of these, points that touch ignored pixels do not count.
     """
-    device = mask_features.device
-    matches = [(queries.to(device), targets.to(device)) for queries, targets in matches]
-    logits = torch.cat(
-        [
-            torch.einsum("qc,chw->qhw", mask_embeddings[i, queries], mask_features[i])
-            for i, (queries, _) in enumerate(matches)
-        ]
-    )
-    if len(logits) == 0:
-        zero = mask_embeddings.sum() * 0 + mask_features.sum() * 0
-        return zero, zero
-    logits = logits[:, None]
-    matched = [
-        _chosen(annotation, targets)
-        for annotation, (_, targets) in zip(annotations, matches, strict=True)
+    device, layers = mask_features.device, len(matches)
+    features = mask_features.unbind()
+    matches = [[[index.to(device) for index in pair] for pair in images] for images in matches]
+    embeddings = [
+        torch.stack([mask_embeddings[layer, i, matches[layer][i][0]] for layer in range(layers)])
+        for i in range(len(features))
     ]
-    points, labels, weights = _draw_points(logits, matched, config)
-    sampled = point_sample(logits, points)[:, 0]
+    drawn = [
+        _draw_points(
+            [matched[layer] for matched in embeddings],
+            features,
+            [a.chosen(targets) for a, (_, targets) in zip(annotations, images, strict=True)],
+            config,
+        )
+        for layer, images in enumerate(matches)
+    ]
+    bce = dice = 0
+    for i, matched in enumerate(embeddings):
+        sets = (torch.cat(parts) for parts in zip(*(images[i] for images in drawn), strict=True))
+        each = recomputed(_point_losses, matched.flatten(0, 1), features[i], *sets)
+        bce_sums, dice_sums = (loss.view(matched.shape[:2]).sum(1) for loss in each)
+        bce, dice = bce + bce_sums, dice + dice_sums
+    return bce / num_masks, dice / num_masks
+
+
+def _point_losses(
+    embeddings: Tensor, features: Tensor, points: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy and dice (M,) of masks of an image, each at points (M, P, 2) of its own.
+
+    Args:
+        embeddings: (M, C).
+        features: (C, H, W).
+        labels, weights: (M, P).
+    """
+    logits = torch.einsum("mc,chw->mhw", embeddings, features)
+    sampled = point_sample(logits[:, None], points)[:, 0]
     bce = F.binary_cross_entropy_with_logits(sampled, labels, weights, reduction="none").sum(-1)
     bce = bce / weights.sum(-1).clamp(min=1)
     probabilities, labels = sampled.sigmoid() * weights, labels * weights
     overlap = (probabilities * labels).sum(-1)
-    dice = 1 - (2 * overlap + 1) / (probabilities.sum(-1) + labels.sum(-1) + 1)
-    return bce.sum() / num_masks, dice.sum() / num_masks
+    return bce, 1 - (2 * overlap + 1) / (probabilities.sum(-1) + labels.sum(-1) + 1)
 
 
 @torch.no_grad()
 def _draw_points(
-    logits: Tensor, matched: list[tuple[Tensor, Tensor | None]], config: Mask2FormerConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Points (M, P, 2) for logits (M, 1, H, W); labels and weights of the points, (M, P) each."""
+    embeddings: list[Tensor],
+    features: Sequence[Tensor],
+    matched: list[Annotation],
+    config: Mask2FormerConfig,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For one prediction, per image: points (M, P, 2), their labels and their weights (M, P).
+
+    Args:
+        embeddings: per image those of the matched queries, (M, C).
+        features: per image (C, H, W).
+        matched: per image the annotations that the queries are matched to.
+    """
+    logits = [
+        torch.einsum("mc,chw->mhw", *pair)[:, None]
+        for pair in zip(embeddings, features, strict=True)
+    ]
     points = get_uncertain_point_coords_with_randomness(
-        _without_ignored(logits, matched),
+        torch.cat([_without_ignored(*pair) for pair in zip(logits, matched, strict=True)]),
         lambda sampled: -sampled.abs(),
         config.train_num_points,
         config.oversample_ratio,
         config.importance_sample_ratio,
     )
-    per_image = points.split([len(masks) for masks, _ in matched])
-    pairs = list(zip(matched, per_image, strict=True))
-    labels = torch.cat([sample_masks(masks, part)[:, 0] for (masks, _), part in pairs])
-    weights = torch.cat([point_weights(ignored, part)[:, 0] for (_, ignored), part in pairs])
-    return points, labels, weights
+    per_image = points.split([len(part) for part in logits])
+    return [(own, a.sample(own), a.weights(own)) for a, own in zip(matched, per_image, strict=True)]
 
 
-def _chosen(annotation: Annotation, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The masks (M, 1, H, W) of the chosen annotations, and what is ignored of each."""
-    masks, ignored = annotation.masks, annotation.ignored
-    if ignored is not None:
-        ignored = ignored.expand(masks.shape)[targets, None]
-    return masks[targets, None], ignored
-
-
-def _without_ignored(logits: Tensor, matched: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+def _without_ignored(logits: Tensor, annotation: Annotation) -> Tensor:
     """Logits (M, 1, H, W) in which no cell that is ignored seems unsure."""
-    if all(ignored is None for _, ignored in matched):
+    if annotation.ignored is None:
         return logits
-    parts = []
-    for part, (_, ignored) in zip(
-        logits.split([len(masks) for masks, _ in matched]), matched, strict=True
-    ):
-        if ignored is not None and len(part) > 0:
-            cells = F.interpolate(ignored.to(torch.uint8), part.shape[-2:], mode="nearest-exact")
-            part = part.masked_fill(cells.bool(), CERTAIN)
-        parts.append(part)
-    return torch.cat(parts)
+    ignored = annotation.ignored[:, None].to(torch.uint8)
+    cells = F.interpolate(ignored, logits.shape[-2:], mode="nearest-exact")
+    return logits.masked_fill(cells.bool(), CERTAIN)
 
 
-def average_num_masks(class_labels: list[Tensor]) -> Tensor:
-    """Annotated masks per process, at least 1: the mean over all ranks of torch.distributed."""
-    count = torch.tensor(
-        float(sum(len(labels) for labels in class_labels)), device=class_labels[0].device
-    )
+def average_counts(
+    class_labels: list[Tensor], queries: int, no_object_weight: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What mask losses and class loss are divided by: the number of annotated masks, and the sum of
+    the queries' class weights, in `dtype`.
+
+    Both are the mean over all ranks of torch.distributed. So the gradients that data parallelism
+    averages over ranks are exactly those of one process with the whole batch. Micro-batches of
+    gradient accumulation know nothing of each other: each is divided by its own counts, and their
+    mean is the whole batch's gradient only if all have as many masks.
+    """
+    counts = [len(labels) for labels in class_labels]
+    matched = sum(min(count, queries) for count in counts)
+    weight = matched + no_object_weight * (len(counts) * queries - matched)
+    totals = torch.tensor([sum(counts), weight], dtype=dtype, device=class_labels[0].device)
+    ranks = 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(count)
-        count /= torch.distributed.get_world_size()
-    return count.clamp(min=1)
+        torch.distributed.all_reduce(totals)
+        ranks = torch.distributed.get_world_size()
+    # Where there is no mask, or no weight, there is no loss to be divided either.
+    masks, weight = totals / ranks
+    return masks.clamp(min=1 / ranks), weight.clamp(min=torch.finfo(dtype).tiny)

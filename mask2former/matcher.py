@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from mask2former.annotations import Annotation, point_weights, sample_masks
+from mask2former.annotations import Annotation
 from mask2former.configuration import Mask2FormerConfig
 from mask2former_ops import point_sample
 
@@ -26,20 +26,20 @@ def matching_costs(
     weights: Tensor,
     config: Mask2FormerConfig,
 ) -> Tensor:
-    """Cost of giving each annotated mask to each query, for several predictions of one image.
+    """Cost of giving each annotated mask to each query, for one or more predictions of an image.
 
     Class cost is minus the probability of the label; mask costs are binary cross-entropy and dice
     over sampled points, pairwise (equations 3 and 4 of the MaskFormer paper).
 
     Args:
-        class_logits: (L, Q, num_labels + 1).
-        mask_points: mask logits at the points, (L, Q, P).
+        class_logits: (..., Q, num_labels + 1).
+        mask_points: mask logits at the points, (..., Q, P).
         class_labels: int64 (T,).
         label_points: annotated masks at the points in [0, 1], (T, P).
         weights: 1 where a point counts, 0 where it is ignored, (T or 1, P).
 
     Returns:
-        (L, Q, T), finite.
+        (..., Q, T), finite.
     """
     cost_class = -class_logits.softmax(-1)[..., class_labels]
     label_points = label_points * weights
@@ -83,21 +83,23 @@ def match(
     """
     layers, _, queries, _ = class_logits.shape
     costs = []
-    for i, (masks, labels, ignored) in enumerate(annotations):
+    for i, annotation in enumerate(annotations):
         points = torch.rand(
             1, config.train_num_points, 2, dtype=mask_features.dtype, device=mask_features.device
         )
         features = point_sample(mask_features[i : i + 1], points)[0]
-        costs.append(
+        label_points, weights = annotation.sample(points), annotation.weights(points)
+        costs += [
             matching_costs(
-                class_logits[:, i],
-                mask_embeddings[:, i] @ features,
-                labels,
-                sample_masks(masks[None], points)[0],
-                point_weights(None if ignored is None else ignored[None], points)[0],
+                class_logits[layer, i],
+                mask_embeddings[layer, i] @ features,
+                annotation.labels,
+                label_points,
+                weights,
                 config,
             )
-        )
+            for layer in range(layers)
+        ]
     on_host = torch.cat([cost.flatten() for cost in costs]).cpu()
     sizes = [layers * queries * len(annotation.labels) for annotation in annotations]
     per_image = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask2former.configuration import Mask2FormerConfig
-from mask2former.gradient_checkpointing import LayerStack
+from mask2former.gradient_checkpointing import LayerStack, recomputed
 from mask2former.padding import cell_mask, group_norm, resize, without_padding
 from mask2former.position import sine_position_embedding
 from mask2former.precision import full_precision
@@ -58,12 +58,16 @@ class EncoderLayer(nn.Module):
         level_start_index: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        attended = self.self_attn(
-            x + position, reference_points, x, spatial_shapes, level_start_index, padding
-        )
-        x = self.self_attn_norm(x + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.fc1(x)))
-        return self.final_norm(x + self.dropout(self.fc2(hidden)))
+        levels = spatial_shapes, level_start_index, padding
+        x = x + recomputed(self._attend, x, position, reference_points, *levels)
+        x = self.self_attn_norm(x)
+        return self.final_norm(x + recomputed(self._feed_forward, x))
+
+    def _attend(self, x: Tensor, position: Tensor, reference: Tensor, *levels) -> Tensor:
+        return self.dropout(self.self_attn(x + position, reference, x, *levels))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.dropout(F.relu(self.fc1(x), inplace=True))))
 
 
 def reference_points(valid: list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -34,6 +34,12 @@ def test_scratch_space_counts_and_results_do_not(size):
     assert extra == pytest.approx(size, abs=MEBIBYTE / 2)
 
 
+def test_all_that_a_process_holds_counts_with_its_libraries():
+    small, large = (memory.peak(scratch_of, size, 1) for size in (MEBIBYTE, 48 * MEBIBYTE))
+    assert large - small == pytest.approx(47 * MEBIBYTE, abs=4 * MEBIBYTE)
+    assert small > 32 * MEBIBYTE  # torch alone
+
+
 def test_a_failure_there_is_a_failure_here():
     with pytest.raises(RuntimeError, match="ended with status 1; it says above why"):
         memory.peak_extra(failing)
