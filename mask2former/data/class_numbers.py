@@ -55,12 +55,14 @@ class ClassNumbers:
         return classes
 
     def _refuse(self, number: int, where: str) -> None:
+        between = "to" if self.void else "and"  # without void there are 0 and 255 alone
+        void = f", and void is {self.void[-1]}" if self.void else ""
         hint = ""
         if number == self.values[-1] + 1 and self.values[0] == 0:
             hint = " If the classes are numbered from 1 and 0 is void, use --reduce-labels."
         raise DataError(
             f"{where} has the number {number}, but the {len(self.names)} classes ({self.source}) "
-            f"are {self.values[0]} to {self.values[-1]}, and void is {self.void[-1]}.{hint}"
+            f"are {self.values[0]} {between} {self.values[-1]}{void}.{hint}"
         )
 
 

@@ -31,13 +31,13 @@ def check_polygon(points: Any, size: tuple[int, int], where: str) -> None:
     Raises:
         DataError: it is not.
     """
-    if not isinstance(points, list) or not all(isinstance(value, (int, float)) for value in points):
+    if not isinstance(points, list) or not set(map(type, points)) <= {int, float}:
         raise DataError(f"{where}: a polygon must be a list of numbers x1, y1, x2, y2, ...")
     if len(points) < 6 or len(points) % 2:
         raise DataError(
             f"{where}: a polygon of {len(points)} numbers; x and y of at least 3 points are needed."
         )
-    if not all(map(math.isfinite, points)):
+    if not math.isfinite(sum(points)):
         raise DataError(f"{where}: a polygon with a coordinate that is not finite.")
     height, width = size
     left, right, top, bottom = (
@@ -82,7 +82,7 @@ def decode(segmentation: Segmentation, size: tuple[int, int], where: str) -> np.
         else:
             rle = segmentation
         return mask_api.decode(rle).astype(bool)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # what the C++ code throws
         raise DataError(f"{where}: its mask cannot be decoded ({error}).") from error
 
 

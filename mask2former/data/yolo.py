@@ -85,16 +85,8 @@ class Yolo(SegmentationDataset):
                 labels = _label_file(image)
                 records.append((image, labels if listing.has(labels) else None))
         self._records = PackedRecords(records)
-        self._find_orphans({_label_file(image) for image in images}, bad)
+        _find_orphans({image.parent: _label_file(image).parent for image in images}, bad)
         self.skipped = bad.reasons
-
-    def _find_orphans(self, expected: set[Path], bad: BadRecords) -> None:
-        for folder in sorted({labels.parent for labels in expected}):
-            for labels in sorted(folder.glob("*.txt")):
-                with bad:
-                    # Labelling tools put the names of the classes beside the labels.
-                    if labels not in expected and labels.name != "classes.txt":
-                        raise DataError(f"{labels} has no image.")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -164,6 +156,17 @@ def _label_file(image: Path) -> Path:
     if places:
         parts[places[-1]] = "labels"
     return Path(*parts).with_suffix(".txt")
+
+
+def _find_orphans(folders: dict[Path, Path], bad: BadRecords) -> None:
+    """Whether every label file, in folders of images and of their labels, has an image."""
+    for images, labels in folders.items():
+        stems = {image.stem for image in images.iterdir()} if images.is_dir() else set()
+        for file in sorted(labels.glob("*.txt")):
+            with bad:
+                # Labelling tools put the names of the classes beside the labels.
+                if file.stem not in stems and file.name != "classes.txt":
+                    raise DataError(f"{file} has no image.")
 
 
 def read_polygons(file: Path, classes: int) -> list[tuple[int, int, np.ndarray]]:
