@@ -48,6 +48,15 @@ def test_without_names_classes_are_numbered_as_in_all_the_maps(tmp_path):
     assert reduced.classes_of(np.array([0, 1, 5, 255]), "a").tolist() == [VOID, 0, 4, VOID]
 
 
+def test_shades_of_grey_are_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="Only 3 of the 129 numbers up to 128 occur.*shades"):
+        found = numbers_in(tmp_path, [[0, 64, 128, 255]])
+    assert len(found.names) == 129
+    with pytest.warns(UserWarning, match="Only 2 of the 9 numbers up to 9"):
+        numbers_in(tmp_path, [[0, 3, 9]], reduce_labels=True)
+    numbers_in(tmp_path, [[0, 7]])  # a quarter of them is no reason to warn
+
+
 @pytest.mark.parametrize("names", [None, ["floor", "stain"]])
 def test_maps_of_0_and_255_alone_have_a_foreground(tmp_path, names):
     if names:
