@@ -10,6 +10,8 @@ import numpy as np
 from mask2former.errors import DataError
 from mask2former.optional import require_package
 
+MOST = 1e300  # beyond it, a number of a JSON file counts as infinite
+
 Polygon = list[float]
 # Either polygons, whose union is the mask, or run lengths {"size": [height, width], "counts": ...}.
 Segmentation = list[Polygon] | dict[str, Any]
@@ -37,7 +39,8 @@ def check_polygon(points: Any, size: tuple[int, int], where: str) -> None:
         raise DataError(
             f"{where}: a polygon of {len(points)} numbers; x and y of at least 3 points are needed."
         )
-    if not math.isfinite(sum(points)):
+    # The sum is nan if one of them is; the limits keep it from overflowing.
+    if not (min(points) > -MOST and max(points) < MOST and math.isfinite(sum(points))):
         raise DataError(f"{where}: a polygon with a coordinate that is not finite.")
     height, width = size
     left, right, top, bottom = (

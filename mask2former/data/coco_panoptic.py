@@ -21,6 +21,7 @@ from mask2former.data.coco_json import (
     read_categories,
     read_images,
     split_of,
+    values_of,
 )
 from mask2former.data.dataset import VOID, Sample, SegmentationDataset
 from mask2former.data.records import BadRecords, Listing, PackedRecords, read_pixels
@@ -83,7 +84,7 @@ class CocoPanoptic(SegmentationDataset):
         bad = BadRecords(skip_bad)
         folder = images or find_images(image_list, file, not_here=maps)
         entries = read_images(image_list, folder, file, bad)
-        listed = {image.get("id") for image in image_list if isinstance(image, dict)}
+        listed = values_of(image_list, "id")
         records = self._read_annotations(annotations, entries, listed, maps, bad)
         self._require_all(entries, annotations, bad)
         self._records = PackedRecords(records)
@@ -123,7 +124,7 @@ class CocoPanoptic(SegmentationDataset):
         self, entries: dict[Any, ImageEntry], annotations: list[Any], bad: BadRecords
     ) -> None:
         """Whether every image has an annotation, good or bad."""
-        annotated = {a.get("image_id") for a in annotations if isinstance(a, dict)}
+        annotated = values_of(annotations, "image_id")
         for number, entry in entries.items():
             with bad:
                 if number not in annotated:
@@ -160,16 +161,11 @@ def _is_thing(category: dict[str, Any], file: Path) -> bool:
     return bool(value)
 
 
-def _used(annotations: list[Any]) -> set[Any]:
+def _used(annotations: list[Any]) -> set[int | str]:
     """Category ids that occur in the annotations."""
-    return {
-        segment.get("category_id")
-        for annotation in annotations
-        if isinstance(annotation, dict)
-        and isinstance(segments := annotation.get("segments_info"), list)
-        for segment in segments
-        if isinstance(segment, dict)
-    }
+    segments = (a.get("segments_info") for a in annotations if isinstance(a, dict))
+    lists_of_segments = (entry for entry in segments if isinstance(entry, list))
+    return set().union(*(values_of(entry, "category_id") for entry in lists_of_segments))
 
 
 def _segments(annotation: dict[str, Any], labels: dict[int, int], where: str) -> list[tuple]:

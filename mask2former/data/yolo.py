@@ -140,7 +140,7 @@ def _images(values: dict[str, Any], split: str, file: Path) -> tuple[Path, list[
         if path.is_dir():
             images += [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
         elif path.is_file():
-            lines = path.read_text(encoding="utf-8").split("\n")
+            lines = _lines(path)
             images += [path.parent / line.strip() for line in lines if line.strip()]
         else:
             raise DataError(f"{file}: {split} is {place}, but there is no {path}; mend the path.")
@@ -175,17 +175,20 @@ def read_polygons(file: Path, classes: int) -> list[tuple[int, int, np.ndarray]]
     Raises:
         DataError: a line is not a class below `classes` and the points of a polygon.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({error}); write it again.") from error
     objects = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(file), start=1):
         fields = line.split()
         if fields:
             label, points = _read_line(fields, classes, f"{file}, line {number}")
             objects.append((number, label, points))
     return objects
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read ({error}); write it again.") from error
 
 
 def _read_line(fields: list[str], classes: int, where: str) -> tuple[int, np.ndarray]:

@@ -68,6 +68,8 @@ def test_bad_categories_are_refused(categories, reason):
         (image(2, "a.png"), "image 2 is a.png, as another image is"),
         (image(2, "c.png"), "image 2: there is no file .*c.png"),
         (image(2, "../b.png"), "there is no file"),
+        (image(2, "x" * 5000), "there is no file"),
+        (image([2], "b.png"), r"has \[2\] as 'id'"),
         (image(2, "b.png", height=0), "0 high and 16 wide"),
         ({"id": 2, "file_name": "b.png", "height": 12}, "image 2 lacks 'width'"),
         ({"id": 2, "height": 12, "width": 16}, "image 2 lacks 'file_name'"),
@@ -124,6 +126,12 @@ def test_the_folder_of_label_maps_is_not_that_of_the_images(tmp_path):
     for folder in ("panoptic_x", "pictures"):
         write_picture(tmp_path / folder / "a.png")
     assert find_images([image()], file, not_here=tmp_path / "panoptic_x").name == "pictures"
+
+
+def test_names_too_long_for_a_file_are_no_images(tmp_path):
+    file = write_json(tmp_path / "labels.json", {})
+    write_picture(tmp_path / "a.png")
+    assert find_images([image(name="x" * 5000), image()], file) == tmp_path
 
 
 def test_images_that_are_nowhere_are_said_with_the_remedy(tmp_path):

@@ -157,6 +157,17 @@ def test_a_broken_file_is_still_recognised(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_files_that_may_not_be_read_are_named(tmp_path, monkeypatch):
+    write_instances(tmp_path, "val")
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    with pytest.raises(DataError, match=r"instances_val.json cannot be read \(Permission denied\)"):
+        open_dataset(tmp_path)
+
+
 def test_what_is_no_data_set_is_refused(tmp_path):
     with pytest.raises(DataError, match="nowhere does not exist"):
         open_dataset(tmp_path / "nowhere")

@@ -99,6 +99,16 @@ def test_images_may_be_listed_in_a_file(root):
     assert len(Yolo(root / "data.yaml", "train", skip_bad=True)) == 1
 
 
+def test_files_that_are_no_text_are_named(root):
+    for name in ("labels/train/a.txt", "train.txt", "data.yaml"):
+        file = root / name
+        file.write_bytes(b"\xff\xfe\xfa")
+        with pytest.raises(DataError, match=file.name):
+            if name == "train.txt":
+                (root / "data.yaml").write_text("train: train.txt\nnames: [cat, dog]\n")
+            Yolo(root / "data.yaml", "train")[0]
+
+
 def test_paths_of_another_machine_and_of_roboflow_are_found(tmp_path):
     write_picture(tmp_path / "train" / "images" / "a.jpg", 10, 20)
     (tmp_path / "train" / "labels").mkdir()
