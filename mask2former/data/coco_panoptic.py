@@ -37,10 +37,10 @@ def find_splits(root: Path) -> dict[str, Path]:
     """The panoptic files below a folder by split; of a file, those named like it beside it too."""
     if root.is_file():
         family = root.parent.glob("panoptic_*.json") if root.name.startswith("panoptic_") else []
-        files = {root, *(file for file in family if label_folder(file))}
+        files = {root, *(file for file in family if png_folder(file))}
     else:
         candidates = [*root.glob("annotations/*.json"), *root.glob("*.json")]
-        files = {f for f in candidates if label_folder(f) and looks_like_panoptic(f)}
+        files = {f for f in candidates if png_folder(f) and looks_like_panoptic(f)}
     return {split_of(file): file for file in sorted(files)}
 
 
@@ -49,7 +49,7 @@ def looks_like_panoptic(file: Path) -> bool:
     return b'"segments_info"' in file.read_bytes()
 
 
-def label_folder(file: Path) -> Path | None:
+def png_folder(file: Path) -> Path | None:
     """The folder of a panoptic file's PNG files, which has its name, if there is one."""
     places = (file.parent / file.stem, file.parent.parent / file.stem)
     return next((place for place in places if place.is_dir()), None)
@@ -72,7 +72,7 @@ class CocoPanoptic(SegmentationDataset):
     def __init__(self, file: Path, images: Path | None = None, skip_bad: bool = False) -> None:
         self.file = file
         image_list, annotations, categories = lists(read_json(file), file)
-        maps = label_folder(file)
+        maps = png_folder(file)
         if maps is None:
             raise DataError(f"{file} has no folder {file.stem} beside it; put its PNG files there.")
         categories = read_categories(categories, _used(annotations), file)

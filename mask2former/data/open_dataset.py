@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mask2former.data import (
     cityscapes,
@@ -106,8 +107,8 @@ def available_splits(path: str | os.PathLike[str]) -> list[str]:
     return list(_recognise(Path(path))[1])
 
 
-def _recognise(path: Path) -> tuple[str, dict[str, Path] | dict[str, label_folder.Folders]]:
-    """The format of a data set, and where its splits are."""
+def _recognise(path: Path) -> tuple[str, Any]:
+    """The format of a data set, and its splits: their names, for most formats with their places."""
     if not path.exists():
         raise DataError(f"{path} does not exist; check the path.")
     with _clear_os_errors(path):
