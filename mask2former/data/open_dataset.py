@@ -109,9 +109,9 @@ def available_splits(path: str | os.PathLike[str]) -> list[str]:
 
 def _recognise(path: Path) -> tuple[str, Any]:
     """The format of a data set, and its splits: their names, for most formats with their places."""
-    if not path.exists():
-        raise DataError(f"{path} does not exist; check the path.")
     with _clear_os_errors(path):
+        if not path.exists():
+            raise DataError(f"{path} does not exist; check the path.")
         if path.is_file():
             return _recognise_file(path)
         for kind, form in _FORMATS.items():
