@@ -17,14 +17,16 @@ from mask2former.visualization import draw_segments
 TILE = 448  # longer side of a picture, in pixels
 _SHAPE = 1.5  # about the width of a sheet over its height
 _GAP, _SEAM = 16, 2  # pixels between samples, and between a sample's two pictures
+_DARKNESS = 0.25  # of void: what is left of the light
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 
 
 def contact_sheet(dataset: SegmentationDataset, samples: int = 12, seed: int = 0) -> Image.Image:
     """Samples spread over the data set: picture, picture with masks, and the name under them.
 
-    Of overlapping masks the smaller lies on top. Pixels of no segment have no colour. One sample at
-    a time is held in full size.
+    Of overlapping masks the smaller lies on top. Void is dark in panoptic and semantic samples; in
+    those of instances what belongs to none stays as it is. One sample at a time is held in full
+    size.
 
     Args:
         samples: how many to show, at most; those that cannot be read are passed over.
@@ -72,11 +74,13 @@ def _tile(sample: Sample, dataset: SegmentationDataset) -> Image.Image:
     picture = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
     scale = TILE / max(picture.size)
     size = tuple(max(1, round(scale * side)) for side in picture.size)
-    ids = Image.fromarray(_id_map(sample))
+    id_map = Image.fromarray(_id_map(sample))
     if scale < 1:
         picture = picture.resize(size, Image.Resampling.BICUBIC)
-        ids = ids.resize(size, Image.Resampling.NEAREST)
-    drawn = draw_segments(picture, np.asarray(ids), _segments(sample, dataset))
+        id_map = id_map.resize(size, Image.Resampling.NEAREST)
+    ids = np.asarray(id_map)
+    drawn = _darkened(picture, ids == 0) if sample.masks.dim() == 2 else picture
+    drawn = draw_segments(drawn, ids, _segments(sample, dataset))
     font = ImageFont.load_default(size=15)
     tile = Image.new("RGB", (2 * size[0] + _SEAM, size[1] + 24), _PAPER)
     for column, panel in enumerate((picture, drawn)):
@@ -86,6 +90,12 @@ def _tile(sample: Sample, dataset: SegmentationDataset) -> Image.Image:
     text = _shortened(sample.name, font, tile.width)
     ImageDraw.Draw(tile).text(middle, text, fill=_INK, font=font, anchor="ma")
     return tile
+
+
+def _darkened(picture: Image.Image, where: np.ndarray) -> Image.Image:
+    """A picture that is dark in the pixels `where` (H, W) is True."""
+    factor = np.where(where, np.float32(_DARKNESS), np.float32(1))
+    return Image.fromarray((np.asarray(picture) * factor[..., None]).astype(np.uint8))
 
 
 def _id_map(sample: Sample) -> np.ndarray:

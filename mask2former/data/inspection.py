@@ -55,12 +55,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found. All counts are of the images that could be read.
+    """What `inspect` found; images that cannot be read are in `errors` only.
 
     Attributes:
         task: of the data set.
-        images: all of them, those that cannot be read included.
-        errors: one sentence for each image that cannot be read.
+        images: the number of images.
+        errors: one sentence for each bad record that was left out when the data set was opened,
+            and for each image that cannot be read.
         classes: counts of every class, by label.
         pixels: of all images.
         unlabelled_pixels: those in no segment: void.
@@ -88,11 +89,6 @@ class Inspection:
     widths: Spread | None
     areas: Spread | None
     small_segments: int
-
-    @property
-    def read(self) -> int:
-        """The number of images that could be read."""
-        return self.images - len(self.errors)
 
     @property
     def segments(self) -> int:
@@ -159,6 +155,7 @@ def inspect(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
     """Read every image and annotation once, and count; bad files are listed, not raised.
 
     Args:
+        dataset: opened with `skip_bad`, so that bad records are listed too.
         workers: processes that read; 0 is this process.
         progress: whether to show a progress bar on stderr.
     """
@@ -166,7 +163,7 @@ def inspect(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
         ClassCount(dataset.id2label[label], category, label in dataset.thing_label_ids)
         for label, category in enumerate(dataset.category_ids)
     ]
-    errors: list[str] = []
+    errors = list(dataset.skipped)
     unlabelled_images: list[str] = []
     empty_masks: list[str] = []
     heights: list[int] = []
@@ -188,7 +185,7 @@ def inspect(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
     numbers = set(dataset.category_ids)
     return Inspection(
         task=dataset.task,
-        images=len(dataset),
+        images=len(heights),
         errors=errors,
         classes=classes,
         pixels=sum(height * width for height, width in zip(heights, widths, strict=True)),
@@ -234,12 +231,15 @@ def _spread(numbers: Sequence[int]) -> Spread | None:
 
 
 def report(found: Inspection) -> str:
-    """An inspection as text: classes, summary, then every error and every warning."""
+    """An inspection as text: every error, the classes, a summary, and every warning.
+
+    What follows the errors fits on a screen, however many classes there are.
+    """
     parts = [_class_table(found), _summary(found)]
-    for title, sentences in (("errors", found.errors), ("warnings", found.warnings)):
-        if sentences:
-            lines = "\n".join(f"  {sentence}" for sentence in sentences)
-            parts.append(f"{len(sentences)} {title}:\n{lines}")
+    if found.errors:
+        parts.insert(0, "\n".join(["errors:", *found.errors]))
+    if found.warnings:
+        parts.append("\n".join(["warnings:", *found.warnings]))
     return "\n\n".join(parts)
 
 
@@ -272,24 +272,25 @@ def _summary(found: Inspection) -> str:
     segments = f"{found.segments}"
     if found.areas:
         segments += (
-            f", area {_text(found.areas)} pixels; {found.small_segments} smaller than 32x32, "
+            f", area {_text(found.areas, ' pixels')}; {found.small_segments} smaller than 32x32, "
             f"{len(found.empty_masks)} without a pixel"
         )
     rows = [
         ("task", found.task),
-        ("images", f"{found.images}, of which {len(found.errors)} cannot be read"),
+        ("images", f"{found.images}"),
+        ("errors", f"{len(found.errors)} (listed first)" if found.errors else "none"),
         ("classes", f"{len(found.classes)}, numbered {_ranges(found)}"),
         ("segments", segments),
         ("in no segment", f"{found.unlabelled_pixels / max(1, found.pixels):.2%} of all pixels"),
     ]
     if found.heights and found.widths:
         sizes = f"height {_text(found.heights)}, width {_text(found.widths)}"
-        rows.insert(2, ("image size", sizes))
+        rows.insert(3, ("image size", sizes))
     return "\n".join(f"{name + ':':<15}{value}" for name, value in rows)
 
 
-def _text(spread: Spread) -> str:
-    return f"{spread.min} to {spread.max} (median {spread.median:g})"
+def _text(spread: Spread, unit: str = "") -> str:
+    return f"{spread.min} to {spread.max}{unit} (median {spread.median:g})"
 
 
 def _ranges(found: Inspection) -> str:

@@ -31,7 +31,7 @@ def _of_files(found: Inspection) -> Iterator[str]:
     if found.empty_masks:
         yield (
             f"{_some(found.empty_masks, 'segment')} without a pixel; "
-            "training leaves them out, so remove or redraw them."
+            "training leaves them out; remove or redraw them."
         )
     if found.unlabelled_images:
         yield (
@@ -44,7 +44,7 @@ def _of_labels(found: Inspection) -> Iterator[str]:
     seen = [count for count in found.classes if count.segments]
     unseen = [count for count in found.classes if not count.segments]
     if not seen:
-        if found.read:
+        if found.images:
             yield "No class ever occurs; check that the annotations belong to these images."
         return
     first, last = found.classes[0], found.classes[-1]
@@ -82,7 +82,7 @@ def _of_pixels(found: Inspection) -> Iterator[str]:
             f"Only {_name(seen[0])} occurs beside void: if these are binary masks of 0 and 255, "
             "write 1 for 255, which means void, and name both classes."
         )
-    elif covers_all and void > _VOID_SHARE:
+    elif covers_all and seen and void > _VOID_SHARE:
         yield (
             f"{void:.0%} of all pixels are void; check that every class is in the list of classes "
             "and that the labels were not reduced by mistake."

@@ -1,0 +1,79 @@
+"""`mask2former inspect` on rendered data sets."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from mask2former.cli import main
+from mask2former.data.rendering import render_dataset
+
+
+@pytest.fixture(params=["coco-panoptic", "coco-instances", "semantic"])
+def data(request, tmp_path):
+    """A folder with four small scenes for training and one for validation."""
+    if request.param == "coco-instances":
+        pytest.importorskip("faster_coco_eval")
+    render_dataset(tmp_path / "data", request.param, range(4), [9], 48)
+    return tmp_path / "data"
+
+
+def inspect(data, *arguments) -> int:
+    return main(["inspect", str(data), "--workers=0", "--split=train", *map(str, arguments)])
+
+
+def test_a_sound_data_set(data, tmp_path, capsys):
+    sheet = tmp_path / "new" / "sheet.png"
+    assert inspect(data, "--out", sheet, "--json", tmp_path / "found.json") == 0
+    printed = capsys.readouterr()
+    assert "images:        4\n" in printed.out and "errors:        none\n" in printed.out
+    assert str(sheet) in printed.out
+    assert "inspecting" in printed.err
+    with Image.open(sheet) as picture:
+        assert min(picture.size) > 400
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["images"] == 4 and found["errors"] == []
+    names = [count["name"] for count in found["classes"]]
+    assert names[:4] == ["disc", "box", "triangle", "star"]
+
+
+def test_missing_and_damaged_files_are_all_listed(data, tmp_path, capsys):
+    images = sorted(path for path in data.rglob("train/*.png") if "annotations" not in path.parts)
+    images[0].unlink()
+    images[2].write_bytes(images[2].read_bytes()[:300])
+    assert inspect(data, "--samples=0", "--json", tmp_path / "found.json") == 1
+    printed = capsys.readouterr().out
+    assert "images:        2\n" in printed
+    errors = json.loads((tmp_path / "found.json").read_text())["errors"]
+    assert len(errors) == 2
+    for path in (images[0], images[2]):
+        (error,) = (error for error in errors if path.stem in error)
+        assert error in printed
+
+
+def test_no_sheet_when_none_is_wanted(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert inspect(data, "--samples=0") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    render_dataset(tmp_path / "data", "semantic", [1], [], 32)
+    for option in ("--out", "--json"):
+        assert inspect(tmp_path / "data", option, tmp_path / "data") == 1
+        complaint = capsys.readouterr().err.splitlines()[-1]
+        assert str(tmp_path / "data") in complaint and option in complaint
+
+
+def test_what_is_no_data_set_is_one_sentence(tmp_path, capsys):
+    for path in (tmp_path, tmp_path / "missing"):
+        assert inspect(path) == 1
+        complaint = capsys.readouterr().err
+        assert complaint.count("\n") == 1 and str(path) in complaint
+
+
+@pytest.mark.parametrize("wrong", ["--samples=-1", "--workers=-1"])
+def test_wrong_usage(tmp_path, capsys, wrong):
+    with pytest.raises(SystemExit, match="2"):
+        inspect(tmp_path, wrong)
+    assert wrong.partition("=")[0] in capsys.readouterr().err

@@ -1,0 +1,141 @@
+import json
+
+import pytest
+import torch
+
+from mask2former.data import inspection
+from mask2former.data.dataset import VOID
+from mask2former.data.inspection import Spread, inspect, report
+from mask2former.data.synthetic import SceneDataset
+from tests.data.memory import MemoryDataset, sample
+
+THINGS = {"cat", "dog"}
+
+
+def label_maps() -> MemoryDataset:
+    first = sample([[0, 0, 1, VOID], [2, 2, 2, VOID]], [1, 0, 1], "first.png", [False, False, True])
+    second = sample([[0, 0], [0, 0], [0, 0]], [2, 0], "second.png")  # the last has no pixel
+    return MemoryDataset([first, "third.png is truncated.", second], things=THINGS)
+
+
+def test_label_maps_are_counted():
+    found = inspect(label_maps())
+    assert (found.task, found.images, found.pixels, found.segments) == ("panoptic", 2, 14, 5)
+    assert found.unlabelled_pixels == 2
+    assert found.errors == ["third.png is truncated."]
+    assert found.empty_masks == ["second.png: cat"]
+    cat, dog, sky = found.classes
+    assert (cat.images, cat.segments, cat.pixels, cat.crowds, cat.full) == (2, 2, 1, 0, 0)
+    assert (dog.images, dog.segments, dog.pixels, dog.crowds, dog.full) == (1, 2, 5, 1, 0)
+    assert (sky.images, sky.segments, sky.pixels, sky.crowds, sky.full) == (1, 1, 6, 0, 1)
+    assert [count.is_thing for count in found.classes] == [True, True, False]
+    assert (found.heights, found.widths) == (Spread(2, 2.5, 3), Spread(2, 3, 4))
+    assert found.areas == Spread(1, 2.5, 6)  # 1, 2, 3, 6: the one without a pixel is left out
+
+
+def test_overlapping_masks_are_counted_each():
+    on, off = True, False
+    overlapping = sample([[[on, on, off]], [[off, on, off]], [[off, off, off]]], [0, 1, 0])
+    found = inspect(MemoryDataset([overlapping], "instance"))
+    assert found.unlabelled_pixels == 1
+    assert [count.pixels for count in found.classes] == [2, 1, 0]
+    assert [count.images for count in found.classes] == [1, 1, 0]
+    assert found.empty_masks == ["a.png: cat"]
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_scenes_are_counted_as_their_masks_say(task):
+    dataset = SceneDataset(range(8), 48, task)
+    found = inspect(dataset)
+    areas, labels, unlabelled = [], [], 0
+    for one in dataset:
+        masks = one.masks_of(torch.arange(len(one.labels)))
+        areas.extend(int(mask.sum()) for mask in masks)
+        labels.extend(one.labels.tolist())
+        unlabelled += int((masks.sum(0) == 0).sum())
+    for label, count in enumerate(found.classes):
+        own = [area for area, other in zip(areas, labels, strict=True) if other == label]
+        assert (count.segments, count.pixels) == (len(own), sum(own))
+    assert found.unlabelled_pixels == unlabelled
+    assert found.small_segments == sum(area < 1024 for area in areas)
+
+
+def test_worker_processes_find_the_same():
+    assert inspect(label_maps(), workers=1) == inspect(label_maps())
+
+
+def test_records_left_out_while_opening_are_errors_too():
+    dataset = MemoryDataset(["b.png is gone."], skipped=["annotation 7 has no segmentation."])
+    found = inspect(dataset)
+    assert found.errors == ["annotation 7 has no segmentation.", "b.png is gone."]
+    assert found.images == 0 and found.heights is None and found.areas is None
+
+
+def test_other_exceptions_are_not_swallowed():
+    class Broken(MemoryDataset):
+        def __getitem__(self, index):
+            raise RuntimeError("a mistake in the program")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        inspect(Broken(["a"]))
+
+
+def test_names_and_category_numbers():
+    images = [sample([[0]], [0], name) for name in ("a", "b", "a")] + [sample([[-1]], [], "c")]
+    found = inspect(MemoryDataset(images, classes={1: "cat", 2: "dog", 5: "sky", 7: "sea"}))
+    assert found.duplicate_names == ["a"]
+    assert found.category_gaps == [3, 4, 6]
+    assert found.unlabelled_images == ["c"]
+
+
+def test_the_report_is_a_table_a_summary_errors_and_warnings():
+    text = report(inspect(label_maps()))
+    assert (
+        text
+        == """\
+errors:
+third.png is truncated.
+
+label     id  class  kind     images  segments  crowds   pixels
+    0      0  cat    thing         2         2       0    7.14%
+    1      1  dog    thing         1         2       1   35.71%
+    2      2  sky    stuff         1         1       0   42.86%
+
+task:          panoptic
+images:        2
+errors:        1 (listed first)
+image size:    height 2 to 3 (median 2.5), width 2 to 4 (median 3)
+classes:       3, numbered 0 to 2
+segments:      5, area 1 to 6 pixels (median 2.5); 4 smaller than 32x32, 1 without a pixel
+in no segment: 14.29% of all pixels
+
+warnings:
+1 segment (second.png: cat) is without a pixel; training leaves them out; remove or redraw them."""
+    )
+
+
+def test_a_report_of_many_classes_fits_on_a_screen():
+    classes = {3 * i: f"class {i}" for i in range(200)}
+    images = [sample([[0]], [i]) for i in range(200) for _ in range(i % 60 + 1)]
+    text = report(inspect(MemoryDataset(images, classes=classes)))
+    lines = text.split("\n\n")[0].splitlines()
+    counts = [int(line.split()[5]) for line in lines[1:] if "more" not in line]
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[-1]) == (60, 1)
+    assert len(lines) <= inspection._MAX_ROWS + 1
+    (left_out,) = (int(line.split()[1]) for line in lines if "more" in line)
+    assert left_out + len(counts) == 200
+    assert "200, numbered 0 to 597 with 398 gaps" in text
+
+
+def test_a_data_set_without_images_has_a_report():
+    assert "images:        0" in report(inspect(MemoryDataset([])))
+
+
+def test_the_json_has_everything():
+    found = inspect(label_maps())
+    content = json.loads(json.dumps(found.as_json()))
+    assert content["classes"][1]["name"] == "dog" and content["classes"][1]["segments"] == 2
+    assert content["areas"] == {"min": 1, "median": 2.5, "max": 6}
+    assert content["errors"] == found.errors and content["warnings"] == found.warnings
+    assert content["unlabelled_pixels"] == 2
