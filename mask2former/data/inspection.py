@@ -67,6 +67,8 @@ class Inspection:
         unlabelled_pixels: those in no segment: void.
         unlabelled_images: names of images without any segment.
         empty_masks: "image: class" of every segment without a pixel.
+        wrong_areas: "image: class" of every segment that is not nearly as large as the annotation
+            file says.
         duplicate_names: of images that the data set has more than once.
         category_gaps: numbers between the smallest and the largest in the annotation files that
             belong to no class.
@@ -83,6 +85,7 @@ class Inspection:
     unlabelled_pixels: int
     unlabelled_images: list[str]
     empty_masks: list[str]
+    wrong_areas: list[str]
     duplicate_names: list[str]
     category_gaps: list[int]
     heights: Spread | None
@@ -107,7 +110,9 @@ class Inspection:
 
 @dataclass(frozen=True)
 class _Counts:
-    """What is kept of one sample: for every segment its label, pixels and whether it is a crowd."""
+    """What is kept of one sample: for every segment its label, its pixels, whether it is a crowd,
+    and its pixels by the annotation file, if that has them.
+    """
 
     name: str
     size: tuple[int, int]
@@ -115,6 +120,7 @@ class _Counts:
     areas: list[int]
     crowd: list[bool]
     unlabelled: int
+    stated_areas: list[float] | None
 
 
 class _CountingReader(Dataset):
@@ -135,19 +141,19 @@ class _CountingReader(Dataset):
 
 def _counts(sample: Sample) -> _Counts:
     if sample.masks.dim() == 3:
-        areas = sample.masks.flatten(1).sum(1)
-        unlabelled = int((~sample.masks.any(0)).sum())
+        areas = [int(mask.count_nonzero()) for mask in sample.masks]
+        unlabelled = sample.size[0] * sample.size[1] - int(sample.masks.any(0).count_nonzero())
     else:
-        labelled = sample.masks[sample.masks >= 0]
-        areas = labelled.bincount(minlength=len(sample.labels))
-        unlabelled = sample.masks.numel() - labelled.numel()
+        places = sample.masks.clamp(min=-1).flatten() + 1  # from 1; 0 is no segment
+        unlabelled, *areas = places.bincount(minlength=len(sample.labels) + 1).tolist()
     return _Counts(
         sample.name,
         sample.size,
         sample.labels.tolist(),
-        areas.tolist(),
+        areas,
         sample.crowd.tolist(),
         unlabelled,
+        None if sample.areas is None else sample.areas.tolist(),
     )
 
 
@@ -166,6 +172,7 @@ def inspect(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
     errors = list(dataset.skipped)
     unlabelled_images: list[str] = []
     empty_masks: list[str] = []
+    wrong_areas: list[str] = []
     heights: list[int] = []
     widths: list[int] = []
     areas: list[int] = []
@@ -181,6 +188,7 @@ def inspect(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
         if not counts.labels:
             unlabelled_images.append(counts.name)
         empty_masks.extend(_add(counts, classes))
+        wrong_areas.extend(_wrong_areas(counts, classes))
     names = Counter(dataset.name(index) for index in range(len(dataset)))
     numbers = set(dataset.category_ids)
     return Inspection(
@@ -192,6 +200,7 @@ def inspect(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
         unlabelled_pixels=unlabelled_pixels,
         unlabelled_images=unlabelled_images,
         empty_masks=empty_masks,
+        wrong_areas=wrong_areas,
         duplicate_names=[name for name, times in names.items() if times > 1],
         category_gaps=[i for i in range(min(numbers), max(numbers)) if i not in numbers],
         heights=_spread(heights),
@@ -219,6 +228,16 @@ def _add(counts: _Counts, classes: list[ClassCount]) -> Iterator[str]:
         count.full += area == height * width
         if not area:
             yield f"{counts.name}: {count.name}"
+
+
+def _wrong_areas(counts: _Counts, classes: list[ClassCount]) -> Iterator[str]:
+    for label, area, stated in zip(
+        counts.labels, counts.areas, counts.stated_areas or counts.areas, strict=True
+    ):
+        larger = max(area, stated)
+        # The area of a small polygon is not the number of pixels whose centres it covers.
+        if larger > SMALL_AREA and abs(area - stated) > larger / 2:
+            yield f"{counts.name}: {classes[label].name}"
 
 
 def _spread(numbers: Sequence[int]) -> Spread | None:

@@ -33,6 +33,11 @@ def _of_files(found: Inspection) -> Iterator[str]:
             f"{_some(found.empty_masks, 'segment')} without a pixel; "
             "training leaves them out; remove or redraw them."
         )
+    if found.wrong_areas:
+        yield (
+            f"{_some(found.wrong_areas, 'segment')} not half or more than twice as large as the "
+            "annotation file says; check that it was made for images of this size."
+        )
     if found.unlabelled_images:
         yield (
             f"{_some(found.unlabelled_images, 'image')} without any segment; "

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -78,6 +79,25 @@ def test_other_exceptions_are_not_swallowed():
 
     with pytest.raises(RuntimeError, match="a mistake"):
         inspect(Broken(["a"]))
+
+
+def test_areas_that_the_annotation_file_has_otherwise():
+    masks = torch.zeros(4, 64, 64, dtype=torch.bool)
+    masks[0, :32], masks[1, :32], masks[2, :8, :8], masks[3, :40] = True, True, True, True
+    one = sample(masks.tolist(), [0, 1, 0, 2])
+    areas = torch.tensor([2048 * 0.55, 2048 * 0.45, 1, 2560 * 2.1], dtype=torch.float64)
+    found = inspect(MemoryDataset([dataclasses.replace(one, areas=areas)], "instance"))
+    assert found.wrong_areas == ["a.png: dog", "a.png: sky"]
+    assert inspect(MemoryDataset([one], "instance")).wrong_areas == []
+
+
+def test_images_without_segments_are_counted_in_both_forms():
+    empty = torch.zeros(0, 3, 5, dtype=torch.bool)
+    one = dataclasses.replace(sample([[VOID] * 5] * 3, []), masks=empty)
+    for dataset in (MemoryDataset([one], "instance"), MemoryDataset([sample([[-1] * 15], [])])):
+        found = inspect(dataset)
+        assert found.unlabelled_images == ["a.png"]
+        assert found.unlabelled_pixels == found.pixels == 15
 
 
 def test_names_and_category_numbers():

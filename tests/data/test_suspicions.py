@@ -1,5 +1,7 @@
 """Every suspicion is raised by the fault that it names, and by nothing in sound data."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -92,6 +94,14 @@ def test_images_listed_twice_and_masks_without_pixels():
     first, second = warnings_of(*twice)
     assert "1 image (a.png) is listed more than once" in first
     assert "1 segment (a.png: sky) is without a pixel" in second
+
+
+def test_areas_that_the_annotation_file_has_otherwise():
+    masks = torch.ones(3, 40, 40, dtype=torch.bool)
+    areas = torch.tensor([1600, 1600, 400], dtype=torch.float64)
+    one = dataclasses.replace(sample(masks.tolist(), [0, 1, 2]), areas=areas)
+    (warning,) = warnings_of(one, task="instance")
+    assert "1 segment (a.png: sky) is not half" in warning and "images of this size" in warning
 
 
 def test_every_warning_is_one_sentence():
