@@ -44,9 +44,8 @@ formats:
 
 taxonomies:
   shapes          disc, box, triangle, star; sky, ground, water: what the bundled model knows
-  outlines        round (discs), square and oblong (boxes with a longer side of up to 1.41 times the
-                  shorter one, and the other boxes), pointed (triangles, stars); sky, surface
-                  (ground, water): new classes to tune a model to
+  outlines        round (discs), angular (boxes, triangles), spiky (stars); sky, surface (ground,
+                  water): new classes to tune a model to
 
 A scene is its seed. The splits take those from --first-seed on, train first. Seeds from
 {HELD_OUT_SEEDS.start} never go into train; --held-out takes val from them.

@@ -80,7 +80,7 @@ def test_coco_instances_are_read_by_pycocotools(tmp_path, capsys):
     )
     assert sorted(coco.getImgIds()) == TRAIN
     names = {category["id"]: category["name"] for category in coco.loadCats(coco.getCatIds())}
-    assert list(names.values()) == ["round", "square", "oblong", "pointed"]
+    assert list(names.values()) == ["round", "angular", "spiky"]
     for seed in TRAIN:
         scene = render_scene(seed, SIZE, SIZE)
         truth = names_of("outlines", scene)
