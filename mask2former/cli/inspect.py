@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import warnings
 from pathlib import Path
 
 from mask2former.cli.errors import UsageError
@@ -69,17 +70,10 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, option) < 0:
             raise UsageError(f"--{option} is {getattr(args, option)}; give 0 or more")
     from mask2former.data.inspection import inspect, report
-    from mask2former.data.open_dataset import open_dataset
     from mask2former.files import write_text
 
-    dataset = open_dataset(
-        args.data,
-        args.split,
-        images=args.images,
-        reduce_labels=args.reduce_labels,
-        skip_bad=True,
-    )
-    found = inspect(dataset, args.workers, progress=True)
+    dataset, notes = _open(args)
+    found = inspect(dataset, args.workers, notes, progress=True)
     print(report(found))
     if args.json:
         content = json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n"
@@ -87,6 +81,29 @@ def run(args: argparse.Namespace) -> int:
     if args.samples and found.images:
         _write_sheet(dataset, args)
     return 1 if found.errors else 0
+
+
+def _open(args: argparse.Namespace):
+    """The data set, and the warnings that opening it gave."""
+    from mask2former.data.open_dataset import available_splits, open_dataset
+
+    if args.split is None and args.data.is_dir() and len(splits := available_splits(args.data)) > 1:
+        print(f"splits: {', '.join(splits)}; without --split this is train\n")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            dataset = open_dataset(
+                args.data,
+                args.split,
+                images=args.images,
+                reduce_labels=args.reduce_labels,
+                skip_bad=True,
+            )
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error).rstrip(".")) from error
+    return dataset, [str(warning.message) for warning in caught]
 
 
 def _write_sheet(dataset, args: argparse.Namespace) -> None:

@@ -75,6 +75,7 @@ class Inspection:
         heights, widths: of the images, in pixels; None if there are none.
         areas: of the segments that have any, in pixels; None if there are none.
         small_segments: those of them smaller than `SMALL_AREA`.
+        notes: warnings that were given when the data set was opened.
     """
 
     task: Task
@@ -92,6 +93,7 @@ class Inspection:
     widths: Spread | None
     areas: Spread | None
     small_segments: int
+    notes: list[str]
 
     @property
     def segments(self) -> int:
@@ -101,7 +103,7 @@ class Inspection:
     @property
     def warnings(self) -> list[str]:
         """What looks wrong, each in one sentence with its remedy."""
-        return suspicions(self)
+        return [*self.notes, *suspicions(self)]
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for a JSON file."""
@@ -157,12 +159,18 @@ def _counts(sample: Sample) -> _Counts:
     )
 
 
-def inspect(dataset: SegmentationDataset, workers: int = 0, progress: bool = False) -> Inspection:
+def inspect(
+    dataset: SegmentationDataset,
+    workers: int = 0,
+    notes: Sequence[str] = (),
+    progress: bool = False,
+) -> Inspection:
     """Read every image and annotation once, and count; bad files are listed, not raised.
 
     Args:
         dataset: opened with `skip_bad`, so that bad records are listed too.
         workers: processes that read; 0 is this process.
+        notes: warnings that were given when the data set was opened.
         progress: whether to show a progress bar on stderr.
     """
     classes = [
@@ -207,6 +215,7 @@ def inspect(dataset: SegmentationDataset, workers: int = 0, progress: bool = Fal
         widths=_spread(widths),
         areas=_spread(areas),
         small_segments=sum(area < SMALL_AREA for area in areas),
+        notes=list(notes),
     )
 
 
@@ -263,14 +272,14 @@ def report(found: Inspection) -> str:
 
 
 def _class_table(found: Inspection) -> str:
-    """A line per class; of many classes the most and the least frequent, most segments first."""
+    """A line per class; of many classes those that occur the most and the least often."""
     rows = list(enumerate(found.classes))
-    left_out = 0
     if len(rows) > _MAX_ROWS:
+        rows = [row for row in rows if row[1].segments]
         rows.sort(key=lambda row: -row[1].segments)
-        left_out = len(rows) - _FREQUENT_ROWS - _RARE_ROWS
+    if len(rows) > _MAX_ROWS:
         rows = rows[:_FREQUENT_ROWS] + rows[-_RARE_ROWS:]
-    width = max(5, *(len(count.name) for _, count in rows))
+    width = max(5, *(len(count.name) for count in found.classes))
     lines = [
         f"{'label':>5}  {'id':>5}  {'class':<{width}}  kind   {'images':>8}  {'segments':>8}"
         f"  {'crowds':>6}  {'pixels':>7}"
@@ -282,8 +291,10 @@ def _class_table(found: Inspection) -> str:
             f"  {'thing' if count.is_thing else 'stuff'}  {count.images:>8}  {count.segments:>8}"
             f"  {count.crowds:>6}  {share:>7.2%}"
         )
-    if left_out:
-        lines.insert(1 + _FREQUENT_ROWS, f"  ... {left_out} more ...")
+    if left_out := len(found.classes) - len(rows):
+        unseen = sum(not count.segments for count in found.classes)
+        place = min(_FREQUENT_ROWS + 1, len(lines))
+        lines.insert(place, f"  ... {left_out} more classes, {unseen} of them without a segment")
     return "\n".join(lines)
 
 

@@ -12,8 +12,6 @@ from mask2former.data.rendering import render_dataset
 @pytest.fixture(params=["coco-panoptic", "coco-instances", "semantic"])
 def data(request, tmp_path):
     """A folder with four small scenes for training and one for validation."""
-    if request.param == "coco-instances":
-        pytest.importorskip("faster_coco_eval")
     render_dataset(tmp_path / "data", request.param, range(4), [9], 48)
     return tmp_path / "data"
 
@@ -49,6 +47,32 @@ def test_missing_and_damaged_files_are_all_listed(data, tmp_path, capsys):
     for path in (images[0], images[2]):
         (error,) = (error for error in errors if path.stem in error)
         assert error in printed
+
+
+def test_without_a_split_it_is_train_and_says_so(data, capsys):
+    assert main(["inspect", str(data), "--workers=0", "--samples=0"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("splits: train, val; without --split this is train\n")
+    assert "images:        4\n" in printed
+
+
+def test_label_maps_of_0_and_255_are_warned_of(tmp_path, capsys):
+    for folder, mode in (("images", "RGB"), ("masks", "L")):
+        (tmp_path / folder).mkdir()
+        picture = Image.new(mode, (40, 32))
+        picture.paste((255,) * len(mode), (10, 10, 20, 20))
+        picture.save(tmp_path / folder / "a.png")
+    command = ["inspect", str(tmp_path), "--workers=0", "--samples=0"]
+    assert main(command) == 0
+    warnings = capsys.readouterr().out.partition("warnings:\n")[2]
+    assert "0 and 255" in warnings and "'background'" in warnings
+
+
+def test_options_that_do_not_apply_are_wrong_usage(tmp_path, capsys):
+    render_dataset(tmp_path / "data", "coco-panoptic", [1], [], 32)
+    with pytest.raises(SystemExit, match="2"):
+        inspect(tmp_path / "data", "--reduce-labels")
+    assert "--reduce-labels" in capsys.readouterr().err
 
 
 def test_no_sheet_when_none_is_wanted(data, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,6 @@ import json
 import pytest
 import torch
 
-from mask2former.data import inspection
 from mask2former.data.dataset import VOID
 from mask2former.data.inspection import Spread, inspect, report
 from mask2former.data.synthetic import SceneDataset
@@ -134,18 +133,27 @@ warnings:
     )
 
 
-def test_a_report_of_many_classes_fits_on_a_screen():
+def many_classes(present: int) -> list[str]:
+    """The table of 200 classes of which some are present, class i (i % 60 + 1) times."""
     classes = {3 * i: f"class {i}" for i in range(200)}
-    images = [sample([[0]], [i]) for i in range(200) for _ in range(i % 60 + 1)]
+    images = [sample([[0]], [i]) for i in range(present) for _ in range(i % 60 + 1)]
     text = report(inspect(MemoryDataset(images, classes=classes)))
-    lines = text.split("\n\n")[0].splitlines()
-    counts = [int(line.split()[5]) for line in lines[1:] if "more" not in line]
-    assert counts == sorted(counts, reverse=True)
-    assert (counts[0], counts[-1]) == (60, 1)
-    assert len(lines) <= inspection._MAX_ROWS + 1
-    (left_out,) = (int(line.split()[1]) for line in lines if "more" in line)
-    assert left_out + len(counts) == 200
     assert "200, numbered 0 to 597 with 398 gaps" in text
+    return text.split("\n\n")[0].splitlines()[1:]
+
+
+def test_a_report_of_many_classes_shows_the_most_and_the_least_frequent():
+    lines = many_classes(150)
+    counts = [int(line.split()[6]) for line in lines if "more" not in line]
+    assert counts == sorted(counts, reverse=True)
+    assert (len(counts), counts[0], counts[-1]) == (28, 60, 1)
+    assert lines[20] == "  ... 172 more classes, 50 of them without a segment"
+
+
+def test_a_report_of_many_classes_leaves_out_those_that_never_occur():
+    lines = many_classes(3)
+    assert [line.split()[0] for line in lines[:3]] == ["2", "1", "0"]
+    assert lines[3:] == ["  ... 197 more classes, 197 of them without a segment"]
 
 
 def test_a_data_set_without_images_has_a_report():
@@ -159,3 +167,8 @@ def test_the_json_has_everything():
     assert content["areas"] == {"min": 1, "median": 2.5, "max": 6}
     assert content["errors"] == found.errors and content["warnings"] == found.warnings
     assert content["unlabelled_pixels"] == 2
+
+
+def test_what_was_said_when_the_data_set_was_opened_is_a_warning():
+    found = inspect(label_maps(), notes=["255 is taken as class 1."])
+    assert found.warnings[0] == "255 is taken as class 1." and len(found.warnings) == 2

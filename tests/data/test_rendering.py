@@ -3,10 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mask2former.data import rendering
+from mask2former.data.open_dataset import open_dataset
 from mask2former.data.rendering import main, render_dataset
+from mask2former.data.synthetic import SceneDataset
 from mask2former.data.taxonomies import TAXONOMIES
 from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
 from mask2former.synthetic import render_scene
@@ -104,6 +107,24 @@ def test_semantic_pixels_are_lines_of_the_list_of_classes(tmp_path):
             with Image.open(root / "annotations" / split / f"{seed:012d}.png") as labels:
                 assert labels.mode == "L"
                 assert np.array_equal(classes[np.asarray(labels)], names_of("outlines", scene))
+
+
+@pytest.mark.parametrize(
+    ("format", "task"),
+    [("coco-panoptic", "panoptic"), ("coco-instances", "instance"), ("semantic", "semantic")],
+)
+def test_opened_again_the_files_are_the_scenes(tmp_path, format, task):
+    root = render(tmp_path, format)
+    for split, seeds in (("train", TRAIN), ("val", VAL)):
+        written, scenes = open_dataset(root, split), SceneDataset(seeds, SIZE, task)
+        assert (written.task, written.id2label) == (task, scenes.id2label)
+        assert written.thing_label_ids == scenes.thing_label_ids
+        assert written.skipped in ((), [])
+        for found, expected in zip(written, scenes, strict=True):
+            assert torch.equal(found.image, expected.image)
+            assert torch.equal(found.labels, expected.labels)
+            segments = torch.arange(len(found.labels))
+            assert torch.equal(found.masks_of(segments), expected.masks_of(segments))
 
 
 def test_more_processes_write_the_same_files(tmp_path):
