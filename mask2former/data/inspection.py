@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -19,6 +20,7 @@ SMALL_AREA = 32 * 32  # pixels; what COCO's evaluation calls small
 
 # Of more classes than the first, a report shows the most and the least frequent ones.
 _MAX_ROWS, _FREQUENT_ROWS, _RARE_ROWS = 30, 20, 8
+_MAX_GAPS = 6
 
 
 @dataclass
@@ -70,8 +72,8 @@ class Inspection:
         wrong_areas: "image: class" of every segment that is not nearly as large as the annotation
             file says.
         duplicate_names: of images that the data set has more than once.
-        category_gaps: numbers between the smallest and the largest in the annotation files that
-            belong to no class.
+        category_gaps: (first, last) of the numbers between those of two classes, in the annotation
+            files, that belong to none.
         heights, widths: of the images, in pixels; None if there are none.
         areas: of the segments that have any, in pixels; None if there are none.
         small_segments: those of them smaller than `SMALL_AREA`.
@@ -88,7 +90,7 @@ class Inspection:
     empty_masks: list[str]
     wrong_areas: list[str]
     duplicate_names: list[str]
-    category_gaps: list[int]
+    category_gaps: list[tuple[int, int]]
     heights: Spread | None
     widths: Spread | None
     areas: Spread | None
@@ -198,7 +200,7 @@ def inspect(
         empty_masks.extend(_add(counts, classes))
         wrong_areas.extend(_wrong_areas(counts, classes))
     names = Counter(dataset.name(index) for index in range(len(dataset)))
-    numbers = set(dataset.category_ids)
+    numbers = sorted(dataset.category_ids)
     return Inspection(
         task=dataset.task,
         images=len(heights),
@@ -210,7 +212,7 @@ def inspect(
         empty_masks=empty_masks,
         wrong_areas=wrong_areas,
         duplicate_names=[name for name, times in names.items() if times > 1],
-        category_gaps=[i for i in range(min(numbers), max(numbers)) if i not in numbers],
+        category_gaps=[(a + 1, b - 1) for a, b in pairwise(numbers) if b - a > 1],
         heights=_spread(heights),
         widths=_spread(widths),
         areas=_spread(areas),
@@ -309,7 +311,7 @@ def _summary(found: Inspection) -> str:
         ("task", found.task),
         ("images", f"{found.images}"),
         ("errors", f"{len(found.errors)} (listed first)" if found.errors else "none"),
-        ("classes", f"{len(found.classes)}, numbered {_ranges(found)}"),
+        ("classes", f"{len(found.classes)}, numbered {_numbers(found)}"),
         ("segments", segments),
         ("in no segment", f"{found.unlabelled_pixels / max(1, found.pixels):.2%} of all pixels"),
     ]
@@ -323,7 +325,11 @@ def _text(spread: Spread, unit: str = "") -> str:
     return f"{spread.min} to {spread.max}{unit} (median {spread.median:g})"
 
 
-def _ranges(found: Inspection) -> str:
+def _numbers(found: Inspection) -> str:
+    """The numbers of the classes in the annotation files, and the first few gaps."""
     numbers = [count.category_id for count in found.classes]
     text = f"{min(numbers)} to {max(numbers)}"
-    return text + (f" with {len(found.category_gaps)} gaps" if found.category_gaps else "")
+    gaps = [str(a) if a == b else f"{a}-{b}" for a, b in found.category_gaps]
+    if len(gaps) > _MAX_GAPS:
+        gaps = [*gaps[:_MAX_GAPS], f"... ({len(gaps)} gaps)"]
+    return f"{text} without {', '.join(gaps)}" if gaps else text

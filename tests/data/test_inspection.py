@@ -103,7 +103,8 @@ def test_names_and_category_numbers():
     images = [sample([[0]], [0], name) for name in ("a", "b", "a")] + [sample([[-1]], [], "c")]
     found = inspect(MemoryDataset(images, classes={1: "cat", 2: "dog", 5: "sky", 7: "sea"}))
     assert found.duplicate_names == ["a"]
-    assert found.category_gaps == [3, 4, 6]
+    assert found.category_gaps == [(3, 4), (6, 6)]
+    assert "4, numbered 1 to 7 without 3-4, 6\n" in report(found)
     assert found.unlabelled_images == ["c"]
 
 
@@ -138,7 +139,7 @@ def many_classes(present: int) -> list[str]:
     classes = {3 * i: f"class {i}" for i in range(200)}
     images = [sample([[0]], [i]) for i in range(present) for _ in range(i % 60 + 1)]
     text = report(inspect(MemoryDataset(images, classes=classes)))
-    assert "200, numbered 0 to 597 with 398 gaps" in text
+    assert "0 to 597 without 1-2, 4-5, 7-8, 10-11, 13-14, 16-17, ... (199 gaps)\n" in text
     return text.split("\n\n")[0].splitlines()[1:]
 
 
