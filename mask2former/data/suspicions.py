@@ -53,17 +53,19 @@ def _of_labels(found: Inspection) -> Iterator[str]:
             yield "No class ever occurs; check that the annotations belong to these images."
         return
     first, last = found.classes[0], found.classes[-1]
-    if unseen == [first]:
-        yield (
-            f"Every class occurs but the first, {_name(first)}: the labels may be one too high; "
-            "if they count from 1, give --reduce-labels or subtract one."
-        )
-    elif unseen == [last]:
+    if unseen == [last]:
+        unseen.remove(last)
         yield (
             f"Every class occurs but the last, {_name(last)}: the labels may be one too low; "
             "check the order of the names and that labels were not reduced twice."
         )
-    elif unseen:
+    if first in unseen and (unseen == [first] or found.task == "semantic"):
+        unseen.remove(first)
+        yield (
+            f"The first class, {_name(first)}, never occurs: the labels may be one too high; "
+            "if they count from 1, give --reduce-labels or subtract one."
+        )
+    if unseen:
         yield (
             f"{_some([count.name for count in unseen], 'class')} never seen; "
             "remove them from the list of classes, or annotate some."

@@ -68,6 +68,23 @@ def test_label_maps_of_0_and_255_are_warned_of(tmp_path, capsys):
     assert "0 and 255" in warnings and "'background'" in warnings
 
 
+def test_label_maps_that_count_from_1_are_found_out(tmp_path, capsys):
+    for name, values in (("a", (1, 2)), ("b", (1, 3))):
+        for folder, mode in (("images", "RGB"), ("masks", "L")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            picture = Image.new(mode, (40, 32), (values[0],) * len(mode))
+            picture.paste((values[1],) * len(mode), (10, 10, 20, 20))
+            picture.save(tmp_path / folder / f"{name}.png")
+    (tmp_path / "classes.txt").write_text("cat\ndog\nsky\n")
+    command = ["inspect", str(tmp_path), "--workers=0", "--samples=0"]
+    assert main(command) == 1
+    errors, _, warnings = capsys.readouterr().out.partition("warnings:\n")
+    assert "b.png has the number 3" in errors and "--reduce-labels" in errors
+    assert "The first class, 'cat' (number 0), never occurs" in warnings
+    assert main([*command, "--reduce-labels"]) == 0
+    assert "warnings" not in capsys.readouterr().out
+
+
 def test_options_that_do_not_apply_are_wrong_usage(tmp_path, capsys):
     render_dataset(tmp_path / "data", "coco-panoptic", [1], [], 32)
     with pytest.raises(SystemExit, match="2"):

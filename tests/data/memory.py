@@ -1,8 +1,11 @@
 """A data set in memory, for tests of what works on any data set."""
 
+import weakref
+
 import torch
 
 from mask2former.data.dataset import Sample, SegmentationDataset
+from mask2former.data.synthetic import SceneDataset
 from mask2former.errors import DataError
 
 
@@ -34,6 +37,19 @@ class MemoryDataset(SegmentationDataset):
         if isinstance(self.samples[index], str):
             raise DataError(self.samples[index])
         return self.samples[index]
+
+
+class CountingScenes(SceneDataset):
+    """Rendered scenes that note how many of their pictures are in memory at once."""
+
+    most_alive = 0
+
+    def __getitem__(self, index):
+        one = super().__getitem__(index)
+        self.images = [*getattr(self, "images", []), weakref.ref(one.image)]
+        alive = sum(image() is not None for image in self.images)
+        self.most_alive = max(self.most_alive, alive)
+        return one
 
 
 def sample(masks, labels, name="a.png", crowd=None) -> Sample:

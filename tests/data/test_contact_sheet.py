@@ -11,7 +11,7 @@ from mask2former.data.dataset import VOID
 from mask2former.data.synthetic import SceneDataset
 from mask2former.errors import DataError
 from mask2former.visualization import label_colour
-from tests.data.memory import MemoryDataset, sample
+from tests.data.memory import CountingScenes, MemoryDataset, sample
 
 
 def shown(monkeypatch, dataset, samples, seed=0) -> list[str]:
@@ -134,3 +134,9 @@ def test_pictures_of_all_sizes_share_a_sheet():
     sheet = contact_sheet(MemoryDataset(images), len(images))
     assert isinstance(sheet, Image.Image) and sheet.mode == "RGB"
     assert sheet.width < 4 * sheet.height and sheet.height < 4 * sheet.width
+
+
+def test_one_sample_at_a_time_is_in_memory():
+    dataset = CountingScenes(range(12), 32)
+    contact_sheet(dataset, 6)
+    assert 1 <= dataset.most_alive <= 2  # the next is read before the last is forgotten

@@ -7,7 +7,7 @@ import torch
 from mask2former.data.dataset import VOID
 from mask2former.data.inspection import Spread, inspect, report
 from mask2former.data.synthetic import SceneDataset
-from tests.data.memory import MemoryDataset, sample
+from tests.data.memory import CountingScenes, MemoryDataset, sample
 
 THINGS = {"cat", "dog"}
 
@@ -173,3 +173,9 @@ def test_the_json_has_everything():
 def test_what_was_said_when_the_data_set_was_opened_is_a_warning():
     found = inspect(label_maps(), notes=["255 is taken as class 1."])
     assert found.warnings[0] == "255 is taken as class 1." and len(found.warnings) == 2
+
+
+def test_one_sample_at_a_time_is_in_memory():
+    dataset = CountingScenes(range(12), 32)
+    inspect(dataset)
+    assert 1 <= dataset.most_alive <= 2  # the next is read before the last is forgotten

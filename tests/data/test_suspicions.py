@@ -29,8 +29,17 @@ def test_numbers_with_gaps_are_not_suspicious():
 
 
 def test_a_first_class_that_never_occurs_is_an_off_by_one():
-    (warning,) = semantic(sample([[0, 1]], [1, 2]))
-    assert "but the first, 'cat'" in warning and "--reduce-labels" in warning
+    for task in ("panoptic", "semantic"):
+        (warning,) = warnings_of(sample([[0, 1]], [1, 2]), task=task)
+        assert warning.startswith("The first class, 'cat' (number 0), never occurs")
+        assert "--reduce-labels" in warning
+
+
+def test_of_label_maps_it_is_one_even_if_other_classes_never_occur():
+    classes = {i: f"class {i}" for i in range(7)}
+    first, others = semantic(sample([[0, 1]], [2, 6]), classes=classes)
+    assert first.startswith("The first class, 'class 0'")
+    assert "4 classes (class 1, class 3, class 4, ...) are never seen" in others
 
 
 def test_a_last_class_that_never_occurs_is_an_off_by_one():
