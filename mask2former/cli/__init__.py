@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mask2former.cli import convert, demo, predict
+from mask2former.cli import convert, demo, inspect, predict
 from mask2former.cli.errors import UsageError
 from mask2former.errors import DataError
 
@@ -15,6 +15,7 @@ examples:
   mask2former demo                        segment a rendered scene with the bundled model
   mask2former predict photo.jpg           segment a photograph
   mask2former convert model.pkl my-model  take over a checkpoint of the paper's code
+  mask2former inspect my-data/            count what is in a data set, find what is wrong with it
   mask2former predict --help              all about one command
 
 exit status: 0 all done, 1 a file or folder was not what it should be, 2 wrong usage
@@ -69,4 +70,5 @@ def _build_parser() -> argparse.ArgumentParser:
     predict.add_command(commands)
     demo.add_command(commands)
     convert.add_command(commands)
+    inspect.add_command(commands)
     return parser
