@@ -1,10 +1,11 @@
-"""What an evaluation found, to keep and to look at: JSON, a table, a picture of the worst images."""
+"""What an evaluation found: as JSON, as a table, and as a picture of the worst images."""
 
 from __future__ import annotations
 
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -57,6 +58,7 @@ def as_json(results: Results, about: Mapping[str, Any]) -> dict[str, Any]:
             "classes": results.classes,
             "score_of_images": results.score,
             "images": results.images,
+            "skipped": results.skipped,
         }
     )
 
@@ -67,10 +69,8 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    try:
+    with suppress(PackageNotFoundError):  # an extra, which not every metric needs
         versions["faster-coco-eval"] = version("faster-coco-eval")
-    except PackageNotFoundError:
-        pass  # an extra, which not every metric needs
     return versions
 
 
