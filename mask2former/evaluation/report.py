@@ -22,6 +22,9 @@ from mask2former.visualization import draw_segments, side_by_side
 
 PANEL_SIDE = 640  # pixels, the longer side of a picture
 
+NAME_LENGTH = 48  # characters of an image's name over its picture
+SCORES = {"pq": "PQ", "miou": "mIoU", "overlap": "mean best overlap"}
+
 # Columns of the table: key of a class, heading.
 COLUMNS = {
     "pq": "PQ",
@@ -124,12 +127,12 @@ def draw_worst_images(
     for image in worst_images(results, count):
         sample = dataset[image["index"]]
         truth = panoptic_truth(sample)
-        title = f"{results.score} {image['score']:.2f}"
+        score = f"{SCORES[results.score]} {image['score']:.2f}"
         rows.append(
             side_by_side(
                 [
-                    (f"{sample.name}: truth", _drawn(sample, *truth, dataset.id2label)),
-                    (f"prediction, {title}", _prediction(sample, results, segmenter, dataset)),
+                    (f"{_shortened(sample.name)}: truth", _drawn(sample, *truth, dataset.id2label)),
+                    (f"prediction, {score}", _prediction(sample, results, segmenter, dataset)),
                 ]
             )
         )
@@ -141,6 +144,11 @@ def draw_worst_images(
         sheet.paste(row, ((sheet.width - row.width) // 2, top))
         top += row.height
     return sheet
+
+
+def _shortened(name: str) -> str:
+    """The end of a name, which tells files apart."""
+    return name if len(name) <= NAME_LENGTH else "..." + name[-NAME_LENGTH:]
 
 
 def _prediction(
@@ -177,4 +185,6 @@ def _drawn(
         }
         for segment in segments
     ]
-    return draw_segments(picture, np.asarray(id_map), named)
+    drawn = draw_segments(picture, np.asarray(id_map), named)  # which enlarges small pictures
+    drawn.thumbnail((PANEL_SIDE, PANEL_SIDE))
+    return drawn
