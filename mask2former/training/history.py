@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from mask2former.errors import DataError
 from mask2former.files import write_text
@@ -34,11 +35,11 @@ class History(Watcher):
     """
 
     def __init__(self, out: Path, every: int = 10, report: Callable[[str], None] = print) -> None:
-        self.out, self.every, self.report = out, every, report
+        self.path, self.every, self.report = out / HISTORY_FILE, every, report
         self.draws = find_spec("matplotlib") is not None
         self.averages = StepAverages()
         self.step = 0
-        self.file: TextIO | None = None
+        self.opened = False
 
     def on_step(
         self, step: int, losses: Mapping[str, float], lr: float, images: int, seconds: float
@@ -55,25 +56,21 @@ class History(Watcher):
         self._draw()
 
     def close(self) -> None:
-        if self.file is not None:
+        if self.opened:
             self._write_means()
-            self.file.close()
             self._draw()
 
     def _open(self, step: int) -> None:
-        """Open the file to go on after a step, unless it is open."""
-        if self.file is not None:
+        """Drop what came after a step, once."""
+        if self.opened:
             return
-        path = self.out / HISTORY_FILE
-        kept = [record for record in read_history(path) if record["step"] <= step]
-        try:
-            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-            self.file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise self._unwritable(path, error) from error
+        kept = [record for record in read_history(self.path) if record["step"] <= step]
+        with _disk_errors(self.path):
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.opened = True
         if not self.draws:
             self.report(
-                f"The curves in {path} are not drawn, because matplotlib is not installed; "
+                f"The curves in {self.path} are not drawn, because matplotlib is not installed; "
                 'pip install "mask2former[train]".'
             )
 
@@ -83,27 +80,27 @@ class History(Watcher):
             self._write({"step": self.step, **_finite(means)})
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        try:
-            self.file.write(json.dumps(record, allow_nan=False) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise self._unwritable(self.out / HISTORY_FILE, error) from error
+        with _disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def _draw(self) -> None:
         if not self.draws:
             return
         from mask2former.training.curves import draw_curves
 
-        path = self.out / CURVES_FILE
-        try:
-            draw_curves(read_history(self.out / HISTORY_FILE), path)
-        except OSError as error:
-            raise self._unwritable(path, error) from error
+        path = self.path.with_name(CURVES_FILE)
+        with _disk_errors(path):
+            draw_curves(read_history(self.path), path)
 
-    def _unwritable(self, path: Path, error: OSError) -> DataError:
-        return DataError(
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
             f"{path} cannot be written ({error.strerror}); make room there and resume the run."
-        )
+        ) from error
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
