@@ -97,6 +97,17 @@ def through_ddp(name: str, rank: int) -> Result:
     return {"loss": output.loss.detach(), **gradients(model)}
 
 
+def through_static_ddp(name: str, rank: int) -> Result:
+    """The first pass of a graph that is said to stay the same, as checkpointing may want it.
+
+    DDP then needs to find the tensors in the model's output, which it does in registered trees.
+    """
+    model = DistributedDataParallel(float64_model(), static_graph=True)
+    output = model(**part(whole_batches(name)[0], rank))
+    output.loss.backward()
+    return {"loss": output.loss.detach(), **gradients(model)}
+
+
 def through_fsdp(name: str, rank: int) -> Result:
     """The same with every parameter cut in two; what Accelerate does for `fsdp_version: 2`."""
     model = float64_model()
@@ -140,6 +151,7 @@ def step_through_accelerate(name: str, rank: int) -> Result:
 Run = Callable[[str, int], Result]
 GRADIENTS: dict[str, tuple[Run, str]] = {
     **{f"ddp, {name}": (through_ddp, name) for name in BATCHES if name != "accumulated"},
+    "static ddp, unequal": (through_static_ddp, "unequal"),
     "fsdp, unequal": (through_fsdp, "unequal"),
     "fsdp, nothing on one rank": (through_fsdp, "nothing on one rank"),
 }
