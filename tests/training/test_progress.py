@@ -79,7 +79,7 @@ def test_a_terminal_gets_a_bar_that_begins_where_the_run_was_resumed(monkeypatch
 
 def test_metrics_are_said_in_a_log(clock):
     log = io.StringIO()
-    Progress(100, stream=log).on_evaluation(50, {"pq": 0.5, "ap": float("nan")})
+    Progress(100, stream=log).on_evaluation(50, {"ap": float("nan"), "sq": 0.7, "pq": 0.5})
     assert log.getvalue() == "step 50/100: pq 0.5, ap nan\n"
 
 
