@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mask2former.annotations import Annotation, point_weights, sample_masks
+from mask2former.annotations import Annotation
 from mask2former.configuration import Mask2FormerConfig
 from mask2former.matcher import Matches, match
 from mask2former.precision import full_precision
@@ -40,7 +40,9 @@ def segmentation_losses(
             mask_features = mask_features.float()
         matches = match(class_logits, mask_embeddings, mask_features, annotations, config)
         class_labels = [annotation.labels for annotation in annotations]
-        num_masks = average_num_masks(class_labels)
+        num_masks, total_weight = average_counts(
+            class_labels, class_logits.shape[2], config.no_object_weight, class_logits.dtype
+        )
         losses = {}
         last = len(matches) - 1
         for layer in [last, *range(last)]:
@@ -56,22 +58,32 @@ def segmentation_losses(
             losses[f"loss_mask{suffix}"] = config.mask_weight * bce
             losses[f"loss_dice{suffix}"] = config.dice_weight * dice
             losses[f"loss_cross_entropy{suffix}"] = config.class_weight * class_loss(
-                class_logits[layer], class_labels, matches[layer], config.no_object_weight
+                class_logits[layer],
+                class_labels,
+                matches[layer],
+                config.no_object_weight,
+                total_weight,
             )
     return losses
 
 
 def class_loss(
-    class_logits: Tensor, class_labels: list[Tensor], matches: Matches, no_object_weight: float
+    class_logits: Tensor,
+    class_labels: list[Tensor],
+    matches: Matches,
+    no_object_weight: float,
+    total_weight: Tensor,
 ) -> Tensor:
-    """Weighted cross-entropy of (N, Q, K + 1) logits; unmatched queries are "no object"."""
+    """Cross-entropy of (N, Q, K + 1) logits over `total_weight`; unmatched queries are "no object"
+    and have `no_object_weight`, matched ones 1."""
     no_object = class_logits.shape[-1] - 1
     target = class_labels[0].new_full(class_logits.shape[:2], no_object)
     for i, (queries, targets) in enumerate(matches):
         target[i, queries.to(target.device)] = class_labels[i][targets.to(target.device)]
     weight = class_logits.new_ones(no_object + 1)
     weight[no_object] = no_object_weight
-    return F.cross_entropy(class_logits.transpose(1, 2), target, weight)
+    loss = F.cross_entropy(class_logits.transpose(1, 2), target, weight, reduction="sum")
+    return loss / total_weight
 
 
 def mask_losses(
@@ -96,11 +108,11 @@ def mask_losses(
         ]
     )
     if len(logits) == 0:
-        zero = mask_embeddings.sum() * 0 + mask_features.sum() * 0
+        zero = logits.sum()  # of which every parameter has a gradient, as DDP wants it
         return zero, zero
     logits = logits[:, None]
     matched = [
-        _chosen(annotation, targets)
+        annotation.chosen(targets)
         for annotation, (_, targets) in zip(annotations, matches, strict=True)
     ]
     points, labels, weights = _draw_points(logits, matched, config)
@@ -115,7 +127,7 @@ def mask_losses(
 
 @torch.no_grad()
 def _draw_points(
-    logits: Tensor, matched: list[tuple[Tensor, Tensor | None]], config: Mask2FormerConfig
+    logits: Tensor, matched: list[Annotation], config: Mask2FormerConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points (M, P, 2) for logits (M, 1, H, W); labels and weights of the points, (M, P) each."""
     points = get_uncertain_point_coords_with_randomness(
@@ -125,42 +137,49 @@ def _draw_points(
         config.oversample_ratio,
         config.importance_sample_ratio,
     )
-    per_image = points.split([len(masks) for masks, _ in matched])
+    per_image = points.split([len(annotation.labels) for annotation in matched])
     pairs = list(zip(matched, per_image, strict=True))
-    labels = torch.cat([sample_masks(masks, part)[:, 0] for (masks, _), part in pairs])
-    weights = torch.cat([point_weights(ignored, part)[:, 0] for (_, ignored), part in pairs])
+    labels = torch.cat([annotation.sample(own) for annotation, own in pairs])
+    weights = torch.cat([annotation.weights(own) for annotation, own in pairs])
     return points, labels, weights
 
 
-def _chosen(annotation: Annotation, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The masks (M, 1, H, W) of the chosen annotations, and what is ignored of each."""
-    masks, ignored = annotation.masks, annotation.ignored
-    if ignored is not None:
-        ignored = ignored.expand(masks.shape)[targets, None]
-    return masks[targets, None], ignored
-
-
-def _without_ignored(logits: Tensor, matched: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+def _without_ignored(logits: Tensor, matched: list[Annotation]) -> Tensor:
     """Logits (M, 1, H, W) in which no cell that is ignored seems unsure."""
-    if all(ignored is None for _, ignored in matched):
+    if all(annotation.ignored is None for annotation in matched):
         return logits
     parts = []
-    for part, (_, ignored) in zip(
-        logits.split([len(masks) for masks, _ in matched]), matched, strict=True
+    for part, annotation in zip(
+        logits.split([len(annotation.labels) for annotation in matched]), matched, strict=True
     ):
+        ignored = annotation.ignored
         if ignored is not None and len(part) > 0:
-            cells = F.interpolate(ignored.to(torch.uint8), part.shape[-2:], mode="nearest-exact")
+            ignored = ignored[:, None].to(torch.uint8)
+            cells = F.interpolate(ignored, part.shape[-2:], mode="nearest-exact")
             part = part.masked_fill(cells.bool(), CERTAIN)
         parts.append(part)
     return torch.cat(parts)
 
 
-def average_num_masks(class_labels: list[Tensor]) -> Tensor:
-    """Annotated masks per process, at least 1: the mean over all ranks of torch.distributed."""
-    count = torch.tensor(
-        float(sum(len(labels) for labels in class_labels)), device=class_labels[0].device
-    )
+def average_counts(
+    class_labels: list[Tensor], queries: int, no_object_weight: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What mask losses and class loss are divided by: the number of annotated masks, and the sum of
+    the queries' class weights, in `dtype`.
+
+    Both are the mean over all ranks of torch.distributed. So the gradients that data parallelism
+    averages over ranks are exactly those of one process with the whole batch. Micro-batches of
+    gradient accumulation know nothing of each other: each is divided by its own counts, and their
+    mean is the whole batch's gradient only if all have as many masks.
+    """
+    counts = [len(labels) for labels in class_labels]
+    matched = sum(min(count, queries) for count in counts)
+    weight = matched + no_object_weight * (len(counts) * queries - matched)
+    totals = torch.tensor([sum(counts), weight], dtype=dtype, device=class_labels[0].device)
+    ranks = 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(count)
-        count /= torch.distributed.get_world_size()
-    return count.clamp(min=1)
+        torch.distributed.all_reduce(totals)
+        ranks = torch.distributed.get_world_size()
+    # Where there is no mask, or no weight, there is no loss to be divided either.
+    masks, weight = totals / ranks
+    return masks.clamp(min=1 / ranks), weight.clamp(min=torch.finfo(dtype).tiny)

@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from mask2former.annotations import Annotation, point_weights, sample_masks
+from mask2former.annotations import Annotation
 from mask2former.configuration import Mask2FormerConfig
 from mask2former_ops import point_sample
 
@@ -83,7 +83,7 @@ def match(
     """
     layers, _, queries, _ = class_logits.shape
     costs = []
-    for i, (masks, labels, ignored) in enumerate(annotations):
+    for i, annotation in enumerate(annotations):
         points = torch.rand(
             1, config.train_num_points, 2, dtype=mask_features.dtype, device=mask_features.device
         )
@@ -92,9 +92,9 @@ def match(
             matching_costs(
                 class_logits[:, i],
                 mask_embeddings[:, i] @ features,
-                labels,
-                sample_masks(masks[None], points)[0],
-                point_weights(None if ignored is None else ignored[None], points)[0],
+                annotation.labels,
+                annotation.sample(points),
+                annotation.weights(points),
                 config,
             )
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mask2former.annotations import check_labels, make_annotations
+from mask2former.annotations import IGNORED, check_labels, is_label_map, make_annotations
 from mask2former.backbones import make_backbone
 from mask2former.checkpoints.huggingface import BASE_PREFIX, from_huggingface, to_huggingface
 from mask2former.checkpoints.weights import read_weights, save_weights
@@ -225,11 +225,13 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
 
         Args:
             pixel_values: normalised images (N, C, H, W), floating.
-            mask_labels: per image (T_i, H, W), the size of pixel_values, of any dtype, with values
-                from 0 to 1; bool takes the least memory. Pixels of the configuration's ignore_value
+            mask_labels: per image masks (T_i, H, W), the size of pixel_values, of any dtype, with
+                values from 0 to 1; bool takes the least memory. Or a label map, integer (H, W): a
+                pixel's annotation by its place in class_labels, -1 for none, -2 for a pixel that
+                is ignored. Ignored pixels, which in masks have the configuration's ignore_value,
                 and padding take no part in matching and mask losses. T_i may be 0.
             class_labels: per image (T_i,), integer; an annotation of class ignore_value, if that is
-                no class of the model, is left out.
+                no class of the model, is left out (in a label map its pixels are then of none).
             pixel_mask: (N, H, W), non-zero where there is image and 0 where there is padding, which
                 must lie at the bottom and right. An image gives the same answer in any batch.
                 Default: no padding. With padding, a canvas that is no multiple of the coarsest
@@ -278,7 +280,10 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
         check_labels(mask_labels, class_labels, len(pixels.mask_features), size, self.config)
         if pixels.pixel_mask is not None:
             stride = self.model.backbone.stride
-            mask_labels = [whole_cells(masks, stride) for masks in mask_labels]
+            mask_labels = [
+                whole_cells(masks, stride, IGNORED if is_label_map(masks) else 0)
+                for masks in mask_labels
+            ]
         annotations = make_annotations(
             mask_labels, class_labels, pixels.pixel_mask, self.config, pixels.mask_features.device
         )

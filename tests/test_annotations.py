@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from mask2former import Mask2FormerConfig
-from mask2former.annotations import check_labels, make_annotations, point_weights, sample_masks
+from mask2former.annotations import (
+    IGNORED,
+    VOID,
+    Annotation,
+    check_labels,
+    make_annotations,
+)
 
 CONFIG = Mask2FormerConfig(num_labels=3)
 SIZE = (8, 12)
@@ -83,20 +89,117 @@ def test_images_without_annotations_may_come_in_any_batch():
 
 
 def test_points_count_unless_they_touch_an_ignored_pixel():
-    ignored = torch.zeros(1, 1, 1, 4, dtype=torch.bool)
+    ignored = torch.zeros(1, 1, 4, dtype=torch.bool)
     ignored[..., 2] = True
     x = torch.tensor([0.125, 0.375, 0.376, 0.625, 0.874, 0.875, 1.0])  # centres at odd eighths
     points = torch.stack([x, torch.full_like(x, 0.5)], -1)[None]
-    assert point_weights(ignored, points)[0, 0].tolist() == [1, 1, 0, 0, 0, 1, 1]
-    assert point_weights(None, points).tolist() == [[[1] * 7]]
+    masks, labels = torch.zeros(2, 1, 4), torch.zeros(2).long()
+    expected = [1, 1, 0, 0, 0, 1, 1]
+    assert Annotation(masks, labels, ignored).weights(points).tolist() == [expected]
+    assert Annotation(masks, labels).weights(points).tolist() == [[1] * 7]
+    each = torch.cat([ignored, torch.zeros_like(ignored)])
+    assert Annotation(masks, labels, each).weights(points).tolist() == [expected, [1] * 7]
+    own = torch.cat([points, points.flip(1)])  # points of each mask
+    both = [expected, expected[::-1]]
+    assert Annotation(masks, labels, ignored).weights(own).tolist() == both
+    assert Annotation(masks, labels, each).weights(own).tolist() == [expected, [1] * 7]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_masks_are_sampled_in_the_dtype_of_the_points(dtype):
-    points = torch.rand(1, 5, 2, dtype=dtype)
-    for masks in (ONE[None], ONE[None].bool(), ONE[None].byte(), ONE[None].double()):
+    points, labels = torch.rand(1, 5, 2, dtype=dtype), torch.tensor([0])
+    for masks in (ONE, ONE.bool(), ONE.byte(), ONE.double()):
         if masks.dtype != torch.float64 or dtype == torch.float64:
-            assert sample_masks(masks, points).dtype == dtype
+            assert Annotation(masks, labels).sample(points).dtype == dtype
+    assert Annotation(ONE[0].int(), labels, ids=labels).sample(points).dtype == dtype
+
+
+# ---- label maps ----------------------------------------------------------------------------------
+
+
+def label_map_and_masks():
+    """Four annotations, of which the third has no pixel, void and ignored pixels."""
+    label_map = torch.full(SIZE, VOID, dtype=torch.int32)
+    label_map[:3], label_map[5:, 2:7], label_map[3:6, 9:] = 0, 3, 1
+    label_map[4] = IGNORED
+    masks = (label_map == torch.arange(4)[:, None, None]).to(torch.uint8)
+    masks[:, 4] = 255
+    return label_map, masks
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_label_map_is_sampled_like_the_masks_that_it_stands_for(padded):
+    pixel_mask = torch.ones(1, *SIZE, dtype=torch.bool)
+    if padded:
+        pixel_mask[..., 8:] = False
+    classes = [torch.tensor([0, 255, 2, 1])]
+    of_map, of_masks = (
+        annotations([x], classes, pixel_mask if padded else None)[0] for x in label_map_and_masks()
+    )
+    assert of_map.labels.tolist() == of_masks.labels.tolist() == [0, 2, 1]
+    which = torch.tensor([2, 0])
+    for map_, masks, count in (
+        (of_map, of_masks, 3),
+        (of_map.chosen(which), of_masks.chosen(which), 2),
+    ):
+        for size in (1, count):
+            points = torch.rand(size, 500, 2, generator=torch.Generator().manual_seed(0)).double()
+            expected = masks.weights(points).expand(count, -1)
+            assert torch.equal(map_.weights(points).expand(count, -1), expected)
+            assert 0 < expected.mean() < 1
+            assert torch.allclose(map_.sample(points), masks.sample(points), atol=1e-12)
+    assert of_map.chosen(which).labels.tolist() == [1, 0]
+
+
+def test_a_label_map_in_which_every_pixel_counts_ignores_nothing():
+    label_map, _ = label_map_and_masks()
+    (annotation,) = annotations([label_map.clamp(min=VOID)], [torch.tensor([0, 1, 2, 0])])
+    assert annotation.ignored is None
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.int8, torch.uint16])
+def test_a_label_map_is_never_widened_to_masks(dtype):
+    label_map, _ = label_map_and_masks()
+    if dtype == torch.uint16:
+        label_map = label_map.clamp(min=0)
+    (annotation,) = annotations([label_map.to(dtype)], [torch.tensor([0, 1, 2, 0])])
+    assert torch.equal(annotation.masks, label_map)
+    assert annotation.masks.dtype == torch.int32
+    assert annotation.ignored is None or annotation.ignored.shape == (1, *SIZE)
+
+
+def test_a_small_unsigned_label_map_may_have_more_annotations_than_it_can_name():
+    label_map = torch.zeros(SIZE, dtype=torch.uint8)
+    (annotation,) = annotations([label_map], [torch.zeros(300, dtype=torch.int64)])
+    centre = torch.full((1, 1, 2), 0.5)
+    assert annotation.sample(centre).flatten().tolist() == [1] + [0] * 299
+
+
+def test_without_annotations_a_label_map_is_void():
+    label_map = torch.full(SIZE, VOID)
+    (annotation,) = annotations([label_map], [torch.zeros(0).long()])
+    assert annotation.sample(torch.rand(1, 5, 2)).shape == (0, 5)
+    assert annotation.chosen(torch.zeros(0).long()).sample(torch.rand(0, 5, 2)).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("label_map", "count", "message"),
+    [
+        (torch.full(SIZE, 2), 2, "is a label map with values from 2 to 2, but class_labels.* 2 en"),
+        (torch.full(SIZE, -3), 2, "values from -3 to -3.*, -1 where there is none, and -2 in pix"),
+        (torch.zeros(SIZE).long(), 0, "values from 0 to 0, but class_labels.* has 0 entries"),
+        (torch.full(SIZE, 255).byte(), 2, "values from 255 to 255"),
+        (torch.zeros(SIZE), 2, "as a label map, but is torch.float32; give integers, or masks"),
+        (torch.zeros(SIZE).bool(), 2, "as a label map, but is torch.bool"),
+        (torch.zeros(9, 12).int(), 2, r"shape \(9, 12\).* or \(8, 12\) for a label map"),
+    ],
+)
+def test_label_maps_that_do_not_fit_are_named(label_map, count, message):
+    with pytest.raises(ValueError, match=r"mask_labels\[0\].*" + message):
+        check_labels([label_map], [torch.zeros(count).long()], 1, SIZE, CONFIG)
+
+
+# ---- labels that do not fit ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mask2former import loss
-from mask2former.annotations import Annotation
-from mask2former.loss import average_num_masks, class_loss, mask_losses, segmentation_losses
+from mask2former.annotations import IGNORED, VOID, Annotation
+from mask2former.loss import average_counts, class_loss, mask_losses, segmentation_losses
 from tests.reference import make_labels, randomise, relative_error, tiny_model
 
 
@@ -45,8 +44,8 @@ def test_images_without_annotations_have_a_loss_and_gradients(counts):
     model = tiny_model().train()
     masks, classes = make_labels(0, counts, (64, 64), 3)
     model(pixels(), mask_labels=masks, class_labels=classes).loss.backward()
-    gradients = [p.grad for p in model.class_predictor.parameters()]
-    assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
+    assert all(p.grad.isfinite().all() for p in model.parameters())  # none is None, for DDP
+    assert all(p.grad.abs().sum() > 0 for p in model.class_predictor.parameters())
 
 
 def test_more_annotations_than_queries():
@@ -67,7 +66,7 @@ def test_labels_of_any_dtype_are_taken(dtype):
 def test_class_loss_is_weighted_cross_entropy_with_no_object():
     logits = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))
     matches = [(torch.tensor([2]), torch.tensor([0]))]
-    loss = class_loss(logits, [torch.tensor([1])], matches, no_object_weight=0.1)
+    loss = class_loss(logits, [torch.tensor([1])], matches, 0.1, torch.tensor(1.2))
     log = F.log_softmax(logits[0], -1)
     expected = -(0.1 * log[0, 4] + 0.1 * log[1, 4] + log[2, 1]) / 1.2
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
@@ -127,6 +126,35 @@ def test_points_are_drawn_as_the_configuration_says(monkeypatch):
     masks, classes = make_labels(0, [2], (64, 64), 3)
     model(pixels(1), mask_labels=masks, class_labels=classes)
     assert drawn == [40, 100, 30]  # for matching; candidates, and points at random, for the loss
+
+
+# ---- label maps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_label_map_and_its_masks_give_the_same_loss_and_gradients(padded):
+    model = randomise(tiny_model("swin"), seed=3).double()
+    size = (70, 90)
+    label_map = torch.randint(-2, 3, (7, 9), generator=torch.Generator().manual_seed(1))
+    label_map = label_map.repeat_interleave(10, 0).repeat_interleave(10, 1).int()
+    void = torch.full(size, VOID)
+    masks = (label_map == torch.arange(3)[:, None, None]).to(torch.uint8)
+    masks[:, label_map == IGNORED] = 255
+    classes = [torch.tensor([0, 2, 0]), torch.zeros(0).long()]
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).double()
+    pixel_mask = torch.ones(2, *size)
+    if padded:
+        pixel_mask[0, 41:] = pixel_mask[0, :, 53:] = 0
+    results = []
+    for labels in ([label_map, void], [masks, torch.zeros(0, *size)]):
+        model.zero_grad()
+        torch.manual_seed(0)
+        loss = model(x, mask_labels=labels, class_labels=classes, pixel_mask=pixel_mask).loss
+        loss.backward()
+        gradients = [p.grad.flatten() for p in model.parameters()]
+        results.append((loss, torch.cat(gradients)))
+    for of_map, of_masks in zip(*results, strict=True):
+        assert relative_error(of_map, of_masks) < 1e-12  # measured: 6.3e-16
 
 
 # ---- what is ignored ----------------------------------------------------------------------------
@@ -191,15 +219,15 @@ def test_predictions_under_ignored_pixels_have_no_loss_and_draw_no_points(monkey
     features[..., 4:] = 0  # logits of 0 are as unsure as can be
     features.requires_grad_()
     counted = []
-    original = loss.point_weights
+    original = Annotation.weights
     monkeypatch.setattr(
-        loss, "point_weights", lambda *a: counted.append(original(*a)) or counted[-1]
+        Annotation, "weights", lambda *a: counted.append(original(*a)) or counted[-1]
     )
     bce, dice = losses_of(features, Annotation(masks[0], classes[0], ignored), config)
     (bce + dice).backward()
     assert features.grad[..., 4:].abs().max() == 0
     # Half of the 120 candidates for each mask lie in the ignored half.
-    assert torch.equal(counted[0], torch.ones(2, 1, 40, dtype=torch.float64))
+    assert torch.equal(counted[0], torch.ones(2, 40, dtype=torch.float64))
 
 
 def test_an_annotation_that_is_ignored_altogether_has_no_mask_loss():
@@ -269,12 +297,37 @@ def test_padded_images_may_be_without_annotations(counts):
 # ---- several processes ---------------------------------------------------------------------------
 
 
-def test_the_number_of_masks_is_the_mean_over_all_ranks(monkeypatch):
-    labels = [torch.tensor([0, 1]), torch.tensor([2])]
-    assert average_num_masks(labels) == 3
+def test_counts_are_those_of_the_batch():
+    masks, weight = average_counts(LABELS, 2, 0.1, torch.float64)
+    assert masks == 4
+    # The first image has more annotations than queries, the second leaves a query over.
+    assert float(weight) == pytest.approx(3 + 0.1, rel=1e-15)
+
+
+def test_counts_are_the_mean_over_all_ranks(monkeypatch):
+    as_two_ranks(monkeypatch, lambda totals: totals.add_(torch.tensor([3.0, 1.5])))
+    masks, weight = average_counts(LABELS, 2, 0.1, torch.float64)
+    assert masks == 3.5
+    assert float(weight) == pytest.approx(4.6 / 2, rel=1e-15)
+
+
+def test_fewer_masks_than_ranks_are_divided_by_their_number(monkeypatch):
+    """One mask on two ranks: the mean of its gradient and none is half of it, over half a mask."""
+    as_two_ranks(monkeypatch, lambda totals: totals)
+    assert average_counts([LABELS[1]], 2, 0.1, torch.float32)[0] == 0.5
+    assert average_counts([LABELS[1][:0]], 2, 0.1, torch.float32)[0] == 0.5  # no rank has any
+
+
+def test_without_any_weight_the_class_loss_is_zero():
+    model = tiny_model(no_object_weight=0.0)
+    masks, classes = make_labels(0, [0, 0], (64, 64), 3)
+    assert model(pixels(), mask_labels=masks, class_labels=classes).loss == 0
+
+
+LABELS = [torch.tensor([0, 1, 1]), torch.tensor([2])]
+
+
+def as_two_ranks(monkeypatch, all_reduce):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.add_(4))
-    assert average_num_masks(labels) == 3.5  # the other rank has 4
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count)
-    assert average_num_masks([labels[0][:0]]) == 1  # no rank has any
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)

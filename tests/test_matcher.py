@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from mask2former import Mask2FormerConfig
-from mask2former.annotations import Annotation, sample_masks
+from mask2former.annotations import Annotation
 from mask2former.matcher import REPELLENT_COST, match, matching_costs
+from mask2former_ops import point_sample
 
 CONFIG = Mask2FormerConfig(num_labels=4, train_num_points=60)
 
@@ -55,9 +56,9 @@ def test_assignment_is_the_cheapest_of_all():
     logits = torch.einsum("qc,chw->qhw", embeddings[0, 0], features[0])
     cost = matching_costs(
         class_logits[:, 0],
-        sample_masks(logits[None], points),
+        point_sample(logits[None], points),
         annotations[0].labels,
-        sample_masks(annotations[0].masks[None], points)[0],
+        annotations[0].sample(points),
         torch.ones(1, CONFIG.train_num_points, dtype=torch.float64),
         CONFIG,
     )[0]
@@ -131,8 +132,8 @@ def test_ignored_pixels_do_not_change_the_match():
         features[..., 4:] = torch.randn(2, 8, 6, 3, generator=garbage, dtype=torch.float64)
         other = torch.rand(24, 28, generator=garbage) > 0.5
         annotations = [
-            Annotation(torch.where(ignored, other, masks), labels, ignored)
-            for masks, labels, _ in annotations
+            Annotation(torch.where(ignored, other, image.masks), image.labels, ignored)
+            for image in annotations
         ]
         torch.manual_seed(6)
         predictions = match(class_logits, embeddings, features, annotations, CONFIG)
