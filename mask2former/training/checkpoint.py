@@ -92,14 +92,18 @@ def load_newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | Non
     Raises:
         DataError: there are checkpoints, but all are damaged.
     """
-    paths = _checkpoints(folder)
-    for path in paths:
+    damaged: list[DataError] = []
+    for path in _checkpoints(folder):
         try:
-            return load_checkpoint(path)
+            checkpoint = load_checkpoint(path)
         except DataError as error:
-            report(f"{error} The one before it is used.")
-    if paths:
-        raise DataError(f"No checkpoint in {folder} is whole; start the run anew in another --out.")
+            damaged.append(error)
+            continue
+        for error in damaged:
+            report(f"{error} The run goes on from {path.name}.")
+        return checkpoint
+    if damaged:
+        raise DataError(f"{damaged[-1]} There is none before it; begin the run anew.")
     return None
 
 

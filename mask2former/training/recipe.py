@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import types
@@ -77,6 +78,17 @@ class Recipe:
     dropout: float | None = _setting(
         None, "in encoder and decoder layers; default: the model's", high=1
     )
+    augmentation: Literal["few-images", "lsj", "crop"] = _setting(
+        "few-images",
+        "of images: flips at the size of prediction; large-scale jitter (the paper's on COCO); or "
+        "random scale, varied crop and colours (the paper's on ADE20K and Cityscapes)",
+    )
+    crop_size: int = _setting(512, "side of lsj's and crop's squares, in pixels", low=1)
+    flip: float = _setting(0.5, "part of the images that are mirrored", high=1)
+    void: Literal["background", "ignore"] = _setting(
+        "background",
+        "what pixels without annotation are: background of every mask (the paper's), or nothing",
+    )
     seed: int = _setting(0, "of all random numbers")
     workers: int = _setting(2, "processes that read images, for each device; 0 for none")
     save_every: int = _setting(500, "steps between checkpoints", low=1)
@@ -103,15 +115,16 @@ class Recipe:
         _check_names(changes)
         return dataclasses.replace(self, **changes)
 
+    def values(self) -> dict[str, Any]:
+        """All settings by name, as YAML can hold them."""
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
     def save(self, path: Path) -> None:
         """Write all settings as YAML."""
         import yaml
 
-        values = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
-        write_text(path, yaml.safe_dump(values, sort_keys=False))
+        write_text(path, yaml.safe_dump(self.values(), sort_keys=False))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -136,6 +149,17 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"The recipe {path} cannot be used: {error}") from error
     return dict(values)
+
+
+def parse(field: dataclasses.Field, text: str) -> Any:
+    """The value that a text on the command line stands for; ValueError if it is not of its kind."""
+    what, _ = kind(field)
+    if what is int:
+        with contextlib.suppress(ValueError):  # refused below, with what it should be
+            text = int(text)
+    elif typing.get_origin(what) is tuple:
+        text = [part for part in text.split(",") if part]
+    return _checked(field, text)
 
 
 def _check_names(values: Mapping[str, Any]) -> None:

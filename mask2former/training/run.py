@@ -8,8 +8,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,7 +41,7 @@ from mask2former.training.checkpoint import (
 )
 from mask2former.training.ema import AveragedWeights
 from mask2former.training.optimizer import make_optimizer, make_schedule
-from mask2former.training.recipe import Recipe
+from mask2former.training.recipe import RESUMABLE, Recipe, read_recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,8 +50,8 @@ RECIPE_FILE = "recipe.yaml"
 # The whole state on the host of the first process, whatever it is split over.
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
-# Called with first_batch, batches, rank and world_size: the batches from number first_batch to
-# number batches - 1, of which each process gets its own images.
+# `functools.partial(make_loader, dataset, ...)`: called with first_step, steps, rank and
+# world_size, it has the batches first_step to steps - 1, and of each the images of one process.
 Batches = Callable[..., Iterable[dict[str, Any]]]
 # Called with the model, in evaluation mode and with averaged weights if there are any.
 Evaluate = Callable[[Mask2FormerForUniversalSegmentation], dict[str, float]]
@@ -124,8 +125,9 @@ def train(
     Args:
         model: trained in place; on several devices with FSDP its parameters move to shards.
         processor: saved beside the model.
-        batches: as `mask2former.data.batches.make_loader` makes them; called with first_batch,
-            batches, rank and world_size.
+        batches: `mask2former.data.batches.make_loader` with all its arguments but first_step,
+            steps, rank and world_size, and with `recipe.images_per_pass` as its batch_size. Where
+            gradients are accumulated, a step of it is one pass.
         evaluate: returns metrics, of which the recipe's `best_metric` chooses the model.
         watchers: told about every step and evaluation, on the first process.
         resume: go on from the newest whole checkpoint in `out`, or start where there is none.
@@ -139,7 +141,9 @@ def train(
     """
     checkpoints = out / "checkpoints"
     if not resume and has_checkpoint(checkpoints):
-        raise DataError(f"{out} has a run already; resume it or give another folder.")
+        raise DataError(f"{out} has a run already; resume it, or give another folder.")
+    if resume:
+        _check_recipe(recipe, out)
     accelerator = make_accelerator(recipe)
     if accelerator.is_main_process:
         _prepare_folder(out)
@@ -148,11 +152,10 @@ def train(
         run.restore()
     if accelerator.is_main_process:
         run.recipe.save(out / RECIPE_FILE)
-    try:
-        return run.go(batches)
-    finally:
+    with ExitStack() as ending:
         for watcher in run.watchers:
-            watcher.close()
+            ending.callback(watcher.close)
+        return run.go(batches)
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -167,7 +170,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     from accelerate.state import PartialState
 
     # The others wait while the first one evaluates.
-    patience = InitProcessGroupKwargs(timeout=_hours(6))
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
     device = PartialState(**patience.to_kwargs()).device
     precision = recipe.precision
     if precision == "auto":
@@ -188,10 +191,19 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def _hours(count: int) -> Any:
-    from datetime import timedelta
-
-    return timedelta(hours=count)
+def _check_recipe(recipe: Recipe, out: Path) -> None:
+    """ValueError if a run that is to be resumed was begun with other settings."""
+    if not (out / RECIPE_FILE).exists():
+        return
+    before = read_recipe(out / RECIPE_FILE)
+    if recipe.precision == "auto":
+        recipe = recipe.replace(precision=before["precision"])
+    for name, value in recipe.values().items():
+        if name not in RESUMABLE and value != before.get(name, value):
+            raise ValueError(
+                f"The run in {out} was begun with {name} {before[name]}, not {value}; resume it "
+                "with the same, or begin another one, from its model, in another folder."
+            )
 
 
 def _prepare_folder(out: Path) -> None:
@@ -231,6 +243,7 @@ class _Run:
         self.report = report if first else _nothing
         self.recipe = recipe.replace(precision=accelerator.mixed_precision)
         self.config = model.config
+        self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         self.step, self.best = 0, None
         # Evaluation has a model of its own: nothing of the run changes, and it works in one process
         # while the parameters are split over several.
@@ -250,8 +263,8 @@ class _Run:
         passes = self.recipe.gradient_accumulation
         source = iter(
             batches(
-                first_batch=self.step * passes,
-                batches=self.recipe.steps * passes,
+                first_step=self.step * passes,
+                steps=self.recipe.steps * passes,
                 rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes,
             )
@@ -272,12 +285,13 @@ class _Run:
     def _advance(self, source: Iterator[dict[str, Any]], stopping: threading.Event) -> bool:
         """One update of the weights; True if any process was asked to stop meanwhile."""
         start = time.perf_counter()
-        parts, images, stopped = [], 0, False
-        lr = self.schedule.get_last_lr()[-1]
+        parts, names, stopped = [], [], False
+        lr = max(self.schedule.get_last_lr())
         for number in range(self.recipe.gradient_accumulation):
             batch = next(source)
-            names = batch.pop("names")
-            images += len(names)
+            names += batch.pop("names")
+            for reason in batch.pop("skipped", ()):
+                self.report(reason)
             self._seed(self.step * self.recipe.gradient_accumulation + number)
             with self.accelerator.accumulate(self.model):
                 losses = self.model(**self._moved(batch))
@@ -294,8 +308,7 @@ class _Run:
         seconds = time.perf_counter() - start
         named = dict(zip(losses, values, strict=True))
         for watcher in self.watchers:
-            images_of_all = images * self.accelerator.num_processes
-            watcher.on_step(self.step, named, lr, images_of_all, seconds)
+            watcher.on_step(self.step, named, lr, self.recipe.batch_size, seconds)
         return stopped
 
     def _update(self, names: list[str]) -> None:
@@ -401,6 +414,11 @@ class _Run:
         checkpoint = load_newest(self.out / "checkpoints", self.report)
         if checkpoint is None:
             return
+        if {name: tensor.shape for name, tensor in checkpoint.weights.items()} != self.shapes:
+            raise DataError(
+                f"The checkpoints in {self.out} are of another model; resume the run with the "
+                "model and the classes that it was begun with."
+            )
         if self.average is not None and checkpoint.average is not None:
             self._load(checkpoint.average)
             with self.average.applied():
@@ -427,7 +445,11 @@ class _Run:
     def _state(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, on the host; empty in all processes but the first."""
         state = get_model_state_dict(self.model, options=FULL)
-        return {name.removeprefix("model."): tensor.contiguous() for name, tensor in state.items()}
+        # Cloned, because on a CPU these are the model's own tensors, which go on changing.
+        return {
+            name.removeprefix("model."): tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in state.items()
+        }
 
     def _load(self, weights: dict[str, Tensor]) -> None:
         named = {f"model.{name}": tensor for name, tensor in weights.items()}

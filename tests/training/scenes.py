@@ -22,8 +22,8 @@ def scene_model(**options):
 def batches(images: int = 2):
     """Batches of so many scenes in turn, as the trainer asks for them, in one process."""
 
-    def loader(first_batch: int, batches: int, rank: int, world_size: int):
-        for number in range(first_batch, batches):
+    def loader(first_step: int, steps: int, rank: int, world_size: int):
+        for number in range(first_step, steps):
             numbers = range(number * images, (number + 1) * images)
             samples = [SCENES[index % len(SCENES)] for index in numbers]
             yield {

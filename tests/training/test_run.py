@@ -10,8 +10,8 @@ class Stop(Exception):
 def interrupted(loader, at: int):
     """The batches, until one that fails."""
 
-    def broken(first_batch, **rest):
-        for number, batch in enumerate(loader(first_batch, **rest), first_batch):
+    def broken(first_step, **rest):
+        for number, batch in enumerate(loader(first_step, **rest), first_step):
             if number == at:
                 raise Stop
             yield batch
