@@ -12,11 +12,6 @@ from mask2former.cli.errors import UsageError
 from mask2former.errors import DataError
 
 TASKS = ("semantic", "instance", "panoptic")
-# What counts as an image in a folder; a file named on the command line may be called anything.
-IMAGE_SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg"),
-    *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-)
 
 DESCRIPTION = """\
 Segment images. For every image NAME.jpg this writes into the output folder:
@@ -108,6 +103,8 @@ def _find_images(paths: list[Path]) -> tuple[list[Path], list[DataError]]:
 
 
 def _expand(path: Path) -> list[Path]:
+    from mask2former.image_file import IMAGE_SUFFIXES
+
     try:
         if not path.exists():
             raise DataError(f"{path} does not exist; check the path.")
