@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         _report(error)
     done = 0
     if images:
-        _make_folder(args.out)
+        make_folder(args.out)
         if args.model is None:
             print(
                 "mask2former: the bundled model knows only rendered shapes on sky, ground and "
@@ -143,7 +143,7 @@ def _outputs(image: Path, out: Path) -> tuple[Path, Path, Path]:
     return out / f"{stem}.overlay.png", out / f"{stem}.ids.png", out / f"{stem}.json"
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
     """Make the folder, and see before the long work that it can be written to."""
     try:
         out.mkdir(parents=True, exist_ok=True)
