@@ -12,6 +12,12 @@ from PIL import Image
 from mask2former.errors import DataError
 from mask2former.image_input import image_tensor
 
+# What counts as an image in a folder; a file that is named may be called anything.
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg"),
+    *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+)
+
 # What Pillow's decoders raise on damaged files, besides OSError.
 _DECODING_ERRORS = (SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 

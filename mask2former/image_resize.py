@@ -21,6 +21,8 @@ def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
         return resized_nearest(image, size)
     if resample != Image.Resampling.BILINEAR:  # torch's bicubic overshoots otherwise, or is missing
         return resized_by_pillow(image, size, resample)
+    if image.dtype == torch.uint8 and size[1] == 1:  # torch garbles it, or fails
+        return resized_by_pillow(image, size, resample)
     if image.dtype == torch.uint8 and image.device.type != "cpu":
         # only the CPU has a kernel for bytes; rounding keeps the values what they would be there
         return resized_image(image.float(), size, resample).round()
@@ -48,13 +50,17 @@ def center_cropped(values: Tensor, size: Size) -> Tensor:
 def resized_nearest(values: Tensor, size: Size) -> Tensor:
     """(..., H, W) resized by picking the pixels that Pillow picks: never mixes ids, any dtype."""
     for dim, target in zip((-2, -1), size, strict=True):
-        source = values.shape[dim]
-        # Pillow adds up positions, and where two pixels are as near that sum's rounding decides.
-        steps = np.full(target, source / target)
-        steps[0] /= 2
-        index = np.add.accumulate(steps).astype(np.int64).clip(max=source - 1)
-        values = values.index_select(dim, torch.from_numpy(index).to(values.device))
+        index = torch.from_numpy(nearest_index(values.shape[dim], target))
+        values = values.index_select(dim, index.to(values.device))
     return values
+
+
+def nearest_index(source: int, target: int) -> np.ndarray:
+    """The places, int64 (target,), that Pillow's nearest resize picks from `source` pixels."""
+    # Pillow adds up positions, and where two pixels are as near that sum's rounding decides.
+    steps = np.full(target, source / target)
+    steps[0] /= 2
+    return np.add.accumulate(steps).astype(np.int64).clip(max=source - 1)
 
 
 def padded(values: Tensor, size: Size, fill: int = 0) -> Tensor:

@@ -172,11 +172,13 @@ def instance_segmentation(
     return_coco_annotation: bool = False,
     return_binary_maps: bool = False,
     thing_label_ids: Collection[int] | None = None,
+    candidates: int | None = None,
 ) -> list[Segmentation]:
     """Per image a dict of "segmentation" and "segments_info", one dict per instance in order of
     falling score: id (from 0), label_id, was_fused (False), score.
 
-    The Q best (query, label) pairs of an image are candidates; with `thing_label_ids`, those of
+    The best (query, label) pairs of an image, `candidates` of them or as many as queries, are
+    candidates; with `thing_label_ids`, those of
     other labels are then left out. A mask is where the mask probability is above `mask_threshold`,
     a score is the class probability times the mean mask probability inside the mask, and an
     instance needs a score of at least `threshold`.
@@ -201,8 +203,8 @@ def instance_segmentation(
         )
     results = []
     for class_logits, mask_logits, resizer in _images(outputs, target_sizes):
-        candidates = _candidates(class_logits, threshold, thing_label_ids)
-        instances = _scored_instances(candidates, mask_logits, resizer, threshold, mask_threshold)
+        pairs = _candidates(class_logits, threshold, thing_label_ids, candidates)
+        instances = _scored_instances(pairs, mask_logits, resizer, threshold, mask_threshold)
         masks = (
             resizer(mask_logits[query, None])[0].sigmoid_() > mask_threshold
             for _, _, query in instances
@@ -230,12 +232,15 @@ def instance_segmentation(
 
 
 def _candidates(
-    class_logits: Tensor, threshold: float, thing_label_ids: Collection[int] | None
+    class_logits: Tensor,
+    threshold: float,
+    thing_label_ids: Collection[int] | None,
+    count: int | None,
 ) -> list[tuple[float, int, int]]:
-    """(class probability, label, query) of the Q best pairs that can still reach `threshold`."""
+    """(class probability, label, query) of the best pairs that can still reach `threshold`."""
     probs = _float(class_logits).softmax(-1)[:, :-1]
     queries, classes = probs.shape
-    best, pairs = probs.flatten().topk(min(queries, queries * classes))
+    best, pairs = probs.flatten().topk(min(count or queries, queries * classes))
     triples = zip(
         best.tolist(), (pairs % classes).tolist(), (pairs // classes).tolist(), strict=True
     )

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 from mask2former.errors import DataError
-
-
-def require_package(package: str, what: str) -> None:
-    """DataError with the command that installs `package`, which `what` needs, if it is missing."""
-    if find_spec(package) is None:
-        raise DataError(
-            f"{what} needs the package {package}, which is not installed; "
-            f"pip install mask2former[{package}]."
-        )
+from mask2former.optional import require_package
 
 
 def with_our_stages(values: dict[str, Any]) -> dict[str, Any]:

@@ -117,3 +117,15 @@ def test_sizes_are_those_of_transformers():
 def test_next_multiple():
     assert next_multiple((33, 64), 32) == (64, 64)
     assert next_multiple((33, 65), 0) == (33, 65)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 1), (9, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_become_one_pixel_wide(size, layout):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 6, 5), dtype=torch.uint8, generator=generator)
+    image = image.contiguous(memory_format=layout)[0]
+    expected = resized_by_pillow(image.contiguous(), size, Image.Resampling.BILINEAR)
+    result = resized_image(image, size, Image.Resampling.BILINEAR)
+    assert result.dtype == torch.uint8
+    assert (result.int() - expected.int()).abs().max() <= 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mask2former.backbones.library import LibraryBackbone, is_plain, last_of_each_stride
 from mask2former.configuration import TimmBackboneConfig
 from mask2former.errors import DataError
-from mask2former.transformers_configuration import require_package
+from mask2former.optional import require_package
 
 
 class TimmBackbone(LibraryBackbone):

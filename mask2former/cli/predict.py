@@ -12,11 +12,6 @@ from mask2former.cli.errors import UsageError
 from mask2former.errors import DataError
 
 TASKS = ("semantic", "instance", "panoptic")
-# What counts as an image in a folder; a file named on the command line may be called anything.
-IMAGE_SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg"),
-    *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-)
 
 DESCRIPTION = """\
 Segment images. For every image NAME.jpg this writes into the output folder:
@@ -80,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         _report(error)
     done = 0
     if images:
-        _make_folder(args.out)
+        make_folder(args.out)
         if args.model is None:
             print(
                 "mask2former: the bundled model knows only rendered shapes on sky, ground and "
@@ -108,6 +103,8 @@ def _find_images(paths: list[Path]) -> tuple[list[Path], list[DataError]]:
 
 
 def _expand(path: Path) -> list[Path]:
+    from mask2former.image_file import IMAGE_SUFFIXES
+
     try:
         if not path.exists():
             raise DataError(f"{path} does not exist; check the path.")
@@ -146,7 +143,7 @@ def _outputs(image: Path, out: Path) -> tuple[Path, Path, Path]:
     return out / f"{stem}.overlay.png", out / f"{stem}.ids.png", out / f"{stem}.json"
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
     """Make the folder, and see before the long work that it can be written to."""
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,12 +62,14 @@ class SegmentationDataset(data.Dataset[Sample], ABC):
         id2label: names of the classes 0 to K - 1.
         category_ids: the number that each class has in the annotation files, K of them.
         thing_label_ids: classes whose objects are told apart; the others are stuff.
+        skipped: one sentence for each bad record that was left out, naming file, record and reason.
     """
 
     task: Task
     id2label: dict[int, str]
     category_ids: list[int]
     thing_label_ids: list[int]
+    skipped: Sequence[str] = ()
 
     @abstractmethod
     def __len__(self) -> int:

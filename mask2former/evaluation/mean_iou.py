@@ -1,5 +1,7 @@
 """Mean intersection over union of semantic segmentations."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,10 @@ class MeanIoU:
         self.confusion += np.bincount(pairs, minlength=self.confusion.size).reshape(
             self.confusion.shape
         )
+
+    def add(self, other: MeanIoU) -> None:
+        """Take in the pixels of another one of the same labels."""
+        self.confusion += other.confusion
 
     def _labels(self, label_map: Map, name: str) -> np.ndarray:
         """The map as int64, with `num_labels` in place of `ignore_label`."""

@@ -1,5 +1,7 @@
 """Panoptic quality: Kirillov et al., "Panoptic Segmentation", CVPR 2019, section 4."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +89,13 @@ class PanopticQuality:
         pairs = truth.index * shape[1] + prediction.index
         table = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
         self._count(prediction, truth, table[:-1, :-1], table[-1, :-1])
+
+    def add(self, other: PanopticQuality) -> None:
+        """Take in the images of another one of the same labels."""
+        self.true_positives += other.true_positives
+        self.false_positives += other.false_positives
+        self.false_negatives += other.false_negatives
+        self.matched_iou += other.matched_iou
 
     def _segments(self, id_map: np.ndarray, segments: SegmentsInfo, name: str) -> _Segments:
         ids, index, areas = np.unique(id_map, return_inverse=True, return_counts=True)

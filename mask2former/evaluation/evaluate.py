@@ -1,0 +1,262 @@
+"""A model measured on a data set, one image at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import distributed, nn
+from tqdm import tqdm
+
+from mask2former.data.dataset import VOID, Sample, SegmentationDataset, Task
+from mask2former.errors import DataError
+from mask2former.evaluation.average_precision import AveragePrecision, Instances
+from mask2former.evaluation.mean_iou import MeanIoU
+from mask2former.evaluation.panoptic_quality import PanopticQuality
+from mask2former.evaluation.segmenter import Segmenter
+from mask2former.evaluation.truth import panoptic_truth, semantic_truth, true_instances
+from mask2former.image_processing import Mask2FormerImageProcessor
+from mask2former.modeling import Mask2FormerForUniversalSegmentation
+
+Metric = Literal["pq", "ap", "boundary-ap", "miou"]
+
+# The tasks whose data sets can give a metric.
+METRIC_TASKS: dict[Metric, tuple[Task, ...]] = {
+    "pq": ("panoptic",),
+    "ap": ("panoptic", "instance"),
+    "boundary-ap": ("panoptic", "instance"),
+    "miou": ("panoptic", "semantic"),
+}
+DEFAULT_METRICS: dict[Task, tuple[Metric, ...]] = {
+    "panoptic": ("pq", "miou"),
+    "instance": ("ap",),
+    "semantic": ("miou",),
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `evaluate` measured. Fractions of one; nan where there was nothing to measure.
+
+    Attributes:
+        figures: "pq", "sq", "rq" and each of them with "_things" and "_stuff"; "ap" and the other
+            figures of `AveragePrecision`, those of boundaries with "boundary_" before; "miou" and
+            "pixel_accuracy".
+        classes: for every class "label_id", "name" and what was measured of it: "pq", "sq", "rq",
+            "tp", "fp", "fn"; "ap", "ap50", "boundary_ap", "boundary_ap50"; "iou".
+        images: for every image its "index" in the data set, "image", its name, and "score".
+        score: what the images' scores are: "pq" or "miou", of the image alone, or "overlap", see
+            `mean_best_overlap`; the first of these that was measured.
+    """
+
+    figures: dict[str, float]
+    classes: list[dict[str, Any]]
+    images: list[dict[str, Any]]
+    score: Literal["pq", "miou", "overlap"]
+
+
+def evaluate(
+    model: Mask2FormerForUniversalSegmentation,
+    processor: Mask2FormerImageProcessor,
+    dataset: SegmentationDataset,
+    metrics: Sequence[Metric] | None = None,
+    *,
+    threshold: float = 0.8,
+    mask_threshold: float = 0.5,
+    overlap_threshold: float = 0.8,
+    gather: bool = False,
+    progress: bool = True,
+) -> Results:
+    """Measure a model on all images of a data set, at their own resolution.
+
+    The procedures and defaults are those of the paper's evaluation. No more than one image's logits
+    are held, and no float plane for every query at full resolution; the masks of instances are kept
+    encoded. The model is in evaluation mode meanwhile.
+
+    Args:
+        processor: prepares the images; its `size` decides how large the model sees them.
+        metrics: by default panoptic quality and mean IoU of panoptic data, average precision of
+            instances, mean IoU of semantic data.
+        threshold: class probability that a panoptic segment must exceed.
+        mask_threshold: least mask probability of a pixel of a segment or an instance.
+        overlap_threshold: least share of its mask that a panoptic segment keeps.
+        gather: every process of torch.distributed's default group calls this; each takes its share
+            of the images, and all return the results of all images.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: the data set has no images, cannot give a metric, or has other classes than the
+            model; a sample is not what it should be; faster-coco-eval is needed and missing.
+        ValueError: a metric is unknown.
+    """
+    metrics = check_metrics(dataset, metrics)
+    segmenter = Segmenter(model, processor, dataset, threshold, mask_threshold, overlap_threshold)
+    rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if gather else (0, 1)
+    tally = _Tally(dataset, metrics)
+    with _evaluating(model):
+        share = range(rank, len(dataset), ranks)
+        for index in tqdm(share, "evaluating", unit="image", disable=not progress or rank > 0):
+            tally.take(index, dataset[index], segmenter)
+    if gather:
+        tallies: list[_Tally] = [None] * ranks
+        distributed.all_gather_object(tallies, tally)
+        tally = _Tally(dataset, metrics)
+        for other in tallies:
+            tally.add(other)
+    return tally.results(dataset)
+
+
+def check_metrics(
+    dataset: SegmentationDataset, metrics: Sequence[Metric] | None
+) -> tuple[Metric, ...]:
+    """The metrics to take, those of the data set's task by default.
+
+    Raises:
+        DataError: the data set has no images or cannot give one of them.
+        ValueError: one is unknown.
+    """
+    if len(dataset) == 0:
+        raise DataError("The data set has no images, so there is nothing to measure.")
+    metrics = tuple(dict.fromkeys(metrics or DEFAULT_METRICS[dataset.task]))
+    for metric in metrics:
+        if metric not in METRIC_TASKS:
+            raise ValueError(f"metrics holds {metric!r}; give some of {', '.join(METRIC_TASKS)}.")
+        if dataset.task not in METRIC_TASKS[metric]:
+            possible = [name for name, tasks in METRIC_TASKS.items() if dataset.task in tasks]
+            raise DataError(
+                f"{metric} cannot be measured on a data set of {dataset.task} annotations; ask for "
+                f"{' or '.join(possible)}."
+            )
+    return metrics
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+class _Tally:
+    """What was counted in some of the images of a data set."""
+
+    def __init__(self, dataset: SegmentationDataset, metrics: tuple[Metric, ...]) -> None:
+        self.metrics = metrics
+        self.labels, self.things = len(dataset.id2label), dataset.thing_label_ids
+        self.panoptic = self._panoptic_quality() if "pq" in metrics else None
+        self.semantic = self._mean_iou() if "miou" in metrics else None
+        wanted = "ap" in metrics or "boundary-ap" in metrics
+        self.instances = AveragePrecision(self.labels) if wanted else None
+        self.images: list[dict[str, Any]] = []
+
+    def _panoptic_quality(self) -> PanopticQuality:
+        return PanopticQuality(self.labels, self.things)
+
+    def _mean_iou(self) -> MeanIoU:
+        return MeanIoU(self.labels, ignore_label=VOID)
+
+    def take(self, index: int, sample: Sample, segmenter: Segmenter) -> None:
+        """Segment one image and count what is right and wrong in it."""
+        if sample.masks.shape[-2:] != sample.size:
+            raise DataError(
+                f"The masks of {sample.name} are {tuple(sample.masks.shape[-2:])} pixels high and "
+                f"wide and the image is {sample.size}; give masks of the image's size."
+            )
+        logits = segmenter(sample)
+        scores: dict[str, float] = {}
+        if self.panoptic is not None:
+            predicted = segmenter.panoptic(logits)
+            one = self._panoptic_quality()
+            one.update(
+                predicted["segmentation"], predicted["segments_info"], *panoptic_truth(sample)
+            )
+            self.panoptic.add(one)
+            scores["pq"] = one.compute()["pq"]
+        if self.semantic is not None:
+            one = self._mean_iou()
+            one.update(segmenter.semantic(logits), semantic_truth(sample))
+            self.semantic.add(one)
+            scores["miou"] = one.compute()["miou"]
+        if self.instances is not None:
+            found, truth = segmenter.instances(logits), true_instances(sample, segmenter.things)
+            self.instances.update(index, found, truth)
+            if not scores:
+                scores["overlap"] = mean_best_overlap(found, truth, segmenter.threshold)
+        score = next(iter(scores.values()))
+        self.images.append({"index": index, "image": sample.name, "score": score})
+
+    def add(self, other: _Tally) -> None:
+        """Take in what was counted in other images."""
+        for mine, theirs in (
+            (self.panoptic, other.panoptic),
+            (self.semantic, other.semantic),
+            (self.instances, other.instances),
+        ):
+            if mine is not None:
+                mine.add(theirs)
+        self.images = sorted(self.images + other.images, key=lambda image: image["index"])
+
+    def results(self, dataset: SegmentationDataset) -> Results:
+        figures: dict[str, float] = {}
+        classes = [
+            {"label_id": label, "name": dataset.id2label[label]} for label in range(self.labels)
+        ]
+
+        def take(result: dict[str, Any], prefix: str = "") -> None:
+            for row, part in zip(classes, result.pop("per_class"), strict=True):
+                del part["label_id"]
+                row.update({prefix + name: value for name, value in part.items()})
+            figures.update({prefix + name: value for name, value in result.items()})
+
+        if self.panoptic is not None:
+            result = self.panoptic.compute()
+            for part in result["per_class"]:
+                del part["iou"]  # a sum, which "sq" says better
+            take(result)
+        if "ap" in self.metrics:
+            take(self.instances.compute())
+        if "boundary-ap" in self.metrics:
+            take(self.instances.compute("boundaries"), "boundary_")
+        if self.semantic is not None:
+            result = self.semantic.compute()
+            figures.update(miou=result["miou"], pixel_accuracy=result["pixel_accuracy"])
+            for row, iou in zip(classes, result["per_class"], strict=True):
+                row["iou"] = iou
+        score = "pq" if self.panoptic else "miou" if self.semantic else "overlap"
+        return Results(figures, classes, self.images, score)
+
+
+def mean_best_overlap(predictions: Instances, truths: Instances, threshold: float) -> float:
+    """How well the instances of one image were found, from 0 to 1; nan if there are none.
+
+    Every true object, and every prediction with a score above `threshold`, has its best
+    intersection over union with one of its class on the other side; this is the mean over all of
+    them. Crowds count for nothing, nor do predictions of which more than half lies in a crowd of
+    their class.
+    """
+    from faster_coco_eval import mask
+
+    kept = [i for i, score in enumerate(predictions.scores) if score > threshold]
+    if not kept or not truths.masks:
+        objects = len(kept) + truths.crowd.count(False)
+        return 0.0 if objects else float("nan")
+    crowd = np.array(truths.crowd, bool)
+    overlaps = np.asarray(
+        mask.iou(
+            [predictions.masks[i] for i in kept], list(truths.masks), crowd.astype(int).tolist()
+        )
+    )
+    overlaps *= np.array([predictions.labels[i] for i in kept])[:, None] == truths.labels
+    excused = (overlaps[:, crowd] > 0.5).any(axis=1)
+    overlaps = overlaps[:, ~crowd]
+    if overlaps.shape[1] == 0:
+        return float("nan") if excused.all() else 0.0
+    best = np.concatenate([overlaps.max(axis=0), overlaps.max(axis=1)[~excused]])
+    return float(best.mean())

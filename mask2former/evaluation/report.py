@@ -1,0 +1,180 @@
+"""What an evaluation found, to keep and to look at: JSON, a table, a picture of the worst images."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import mask2former
+from mask2former.data.dataset import Sample, SegmentationDataset
+from mask2former.evaluation.evaluate import Results
+from mask2former.evaluation.segmenter import Segmenter
+from mask2former.evaluation.truth import panoptic_truth
+from mask2former.visualization import draw_segments, side_by_side
+
+PANEL_SIDE = 640  # pixels, the longer side of a picture
+
+# Columns of the table: key of a class, heading.
+COLUMNS = {
+    "pq": "PQ",
+    "sq": "SQ",
+    "rq": "RQ",
+    "ap": "AP",
+    "ap50": "AP50",
+    "boundary_ap": "bAP",
+    "iou": "IoU",
+}
+# Lines under it: keys of figures, headings.
+SUMMARY = (
+    {"pq": "PQ", "sq": "SQ", "rq": "RQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff"},
+    {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+    | {f"ap_{area}": f"AP {area}" for area in ("small", "medium", "large")},
+    {"ar1": "AR1", "ar10": "AR10", "ar100": "AR100"},
+    {"boundary_ap": "boundary AP", "boundary_ap50": "AP50", "boundary_ap75": "AP75"}
+    | {f"boundary_ap_{area}": f"AP {area}" for area in ("small", "medium", "large")},
+    {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"},
+)
+
+
+def as_json(results: Results, about: Mapping[str, Any]) -> dict[str, Any]:
+    """All that was measured, ready for JSON: what is not known is None.
+
+    Args:
+        about: what was evaluated on what and how, to stand first.
+    """
+    return _without_nan(
+        {
+            **about,
+            "versions": _versions(),
+            "figures": results.figures,
+            "classes": results.classes,
+            "score_of_images": results.score,
+            "images": results.images,
+        }
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {
+        "mask2former": mask2former.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    try:
+        versions["faster-coco-eval"] = version("faster-coco-eval")
+    except PackageNotFoundError:
+        pass  # an extra, which not every metric needs
+    return versions
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None for nan, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def class_table(results: Results) -> str:
+    """A line per class and then the means, as text; "-" where nothing is known."""
+    columns = [key for key in COLUMNS if key in results.classes[0]]
+    width = max(len("class"), *(len(row["name"]) for row in results.classes)) + 1
+    lines = ["class".ljust(width) + "".join(f"{COLUMNS[key]:>8}" for key in columns)]
+    for row in results.classes:
+        cells = "".join(f"{_figure(row[key]):>8}" for key in columns)
+        lines.append(row["name"].ljust(width) + cells)
+    for headings in SUMMARY:
+        parts = [
+            f"{heading} {_figure(results.figures[key])}"
+            for key, heading in headings.items()
+            if key in results.figures
+        ]
+        if parts:
+            lines.append("  ".join(parts))
+    return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def worst_images(results: Results, count: int) -> list[dict[str, Any]]:
+    """The images with the lowest scores, lowest first; none without a score."""
+    scored = [image for image in results.images if not math.isnan(image["score"])]
+    return sorted(scored, key=lambda image: image["score"])[:count]
+
+
+def draw_worst_images(
+    results: Results, segmenter: Segmenter, dataset: SegmentationDataset, count: int = 6
+) -> Image.Image | None:
+    """Truth beside prediction, a row per image, the worst on top; None if no image has a score.
+
+    The images are segmented once more, one at a time. Void is not coloured. Of instances those are
+    shown that are surer than the segmenter's threshold.
+    """
+    rows = []
+    for image in worst_images(results, count):
+        sample = dataset[image["index"]]
+        truth = panoptic_truth(sample)
+        title = f"{results.score} {image['score']:.2f}"
+        rows.append(
+            side_by_side(
+                [
+                    (f"{sample.name}: truth", _drawn(sample, *truth, dataset.id2label)),
+                    (f"prediction, {title}", _prediction(sample, results, segmenter, dataset)),
+                ]
+            )
+        )
+    if not rows:
+        return None
+    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, ((sheet.width - row.width) // 2, top))
+        top += row.height
+    return sheet
+
+
+def _prediction(
+    sample: Sample, results: Results, segmenter: Segmenter, dataset: SegmentationDataset
+) -> Image.Image:
+    """The sample with the predictions that its score is about."""
+    logits = segmenter(sample)
+    if results.score == "miou":
+        ids = segmenter.semantic(logits).cpu() + 1
+        segments = [{"id": i, "label_id": i - 1} for i in ids.unique().tolist()]
+        return _drawn(sample, ids, segments, dataset.id2label)
+    found = (segmenter.panoptic if results.score == "pq" else segmenter.instance_map)(logits)
+    return _drawn(sample, found["segmentation"].cpu(), found["segments_info"], dataset.id2label)
+
+
+def _drawn(
+    sample: Sample,
+    ids: torch.Tensor,
+    segments: Sequence[Mapping[str, Any]],
+    id2label: Mapping[int, str],
+) -> Image.Image:
+    """The picture with its segments, at most `PANEL_SIDE` pixels long."""
+    picture = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
+    id_map = Image.fromarray(ids.to(torch.int32).numpy())
+    scale = PANEL_SIDE / max(picture.size)
+    if scale < 1:
+        size = tuple(max(1, round(scale * side)) for side in picture.size)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+        id_map = id_map.resize(size, Image.Resampling.NEAREST)
+    named = [
+        {
+            **segment,
+            "label": id2label[segment["label_id"]] + (" (crowd)" if segment.get("iscrowd") else ""),
+        }
+        for segment in segments
+    ]
+    return draw_segments(picture, np.asarray(id_map), named)
