@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mask2former.cli.errors import UsageError
 from mask2former.cli.predict import fraction, make_folder
 from mask2former.errors import DataError
 
