@@ -159,7 +159,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def parse(field: dataclasses.Field, text: str) -> Any:
-    """The value that a text on the command line stands for; RecipeError if it is not of its kind."""
+    """The value that a text on the command line means; RecipeError if it is of another kind."""
     what, _ = kind(field)
     if what is int:
         with contextlib.suppress(ValueError):  # refused below, with what it should be
