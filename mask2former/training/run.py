@@ -162,7 +162,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
     Raises:
         DataError: accelerate is not installed.
-        RecipeError: the device does not have the precision, or the batch cannot be divided.
+        RecipeError: the devices do not have the precision or cannot synchronise batch norms, or
+            the batch cannot be divided.
     """
     require_package("accelerate", "Training", "mask2former[train]")
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -170,7 +171,9 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
     # The others wait while the first one evaluates.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    device = PartialState(**patience.to_kwargs()).device
+    # Unless it is told so, several processes without a GPU would each train for themselves.
+    cpu = not torch.accelerator.is_available()
+    device = PartialState(cpu, **patience.to_kwargs()).device
     precision = recipe.precision
     if precision == "auto":
         half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -178,6 +181,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     if precision == "fp16" and device.type == "cpu":
         raise RecipeError("precision is 'fp16', which a CPU cannot train in; use 'bf16' or 'no'.")
     accelerator = Accelerator(
+        cpu=cpu,
         mixed_precision=precision,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         kwargs_handlers=[patience],
@@ -186,6 +190,10 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         raise RecipeError(
             f"batch_size / gradient_accumulation is {recipe.images_per_pass}, which cannot be "
             f"divided among {accelerator.num_processes} processes; change either."
+        )
+    if recipe.sync_batch_norm and accelerator.num_processes > 1 and device.type == "cpu":
+        raise RecipeError(
+            "sync_batch_norm is on, but torch cannot synchronise batch norms on CPUs; turn it off."
         )
     return accelerator
 
