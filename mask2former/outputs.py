@@ -8,18 +8,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree
 
 
 class ModelOutput(Mapping):
     """Base of the output dataclasses: fields by name or by position, absent ones left out.
 
     `output["loss"]`, `output.loss` and `output[0]` are the same when the loss is there. Fields with
-    the metadata `in_tuple=False` are reached by name only.
+    the metadata `in_tuple=False` have a name but no position.
+
+    A mapping of names to values may be given in place of the fields: `type(output)(dict(output))`
+    is a copy. Accelerate rebuilds outputs in this way.
     """
 
+    def __post_init__(self) -> None:
+        first = getattr(self, dataclasses.fields(self)[0].name)
+        if isinstance(first, Mapping):
+            self.__init__(**first)
+
     def to_tuple(self) -> tuple[Any, ...]:
-        """All present fields in order."""
-        return tuple(self.values())
+        """All present fields that have a position, in order."""
+        return tuple(
+            self[field_.name]
+            for field_ in dataclasses.fields(self)
+            if field_.name in self and field_.metadata.get("in_tuple", True)
+        )
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
@@ -30,7 +43,7 @@ class ModelOutput(Mapping):
 
     def __iter__(self) -> Iterator[str]:
         for field_ in dataclasses.fields(self):
-            if field_.metadata.get("in_tuple", True) and getattr(self, field_.name) is not None:
+            if getattr(self, field_.name) is not None:
                 yield field_.name
 
     def __len__(self) -> int:
@@ -81,8 +94,8 @@ class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
             earlier prediction; when asked for.
         encoder_last_hidden_state ... attentions: as in `Mask2FormerModelOutput`.
         image_sizes: per image (height, width) of the real image and of the padded input, in pixels:
-            (valid_height, valid_width, padded_height, padded_width). By name only.
-        loss_dict: the weighted losses by name, detached; when labels were given. By name only.
+            (valid_height, valid_width, padded_height, padded_width). Has no position.
+        loss_dict: the weighted losses by name, detached; when labels were given. Has no position.
     """
 
     loss: Tensor | None = None
@@ -100,3 +113,8 @@ class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
         default=None, metadata={"in_tuple": False}
     )
     loss_dict: dict[str, Tensor] | None = field(default=None, metadata={"in_tuple": False})
+
+
+# torch's wrappers look for the tensors of an output in what is registered as a tree.
+for _output in (Mask2FormerModelOutput, Mask2FormerForUniversalSegmentationOutput):
+    _pytree.register_dataclass(_output)

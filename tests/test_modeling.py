@@ -38,6 +38,7 @@ def test_what_is_not_asked_for_is_absent():
         "encoder_last_hidden_state",
         "pixel_decoder_last_hidden_state",
         "transformer_decoder_last_hidden_state",
+        "image_sizes",
     ]
     assert output.loss is output.auxiliary_logits is output.attentions is None
     assert output.encoder_hidden_states is output.transformer_decoder_hidden_states is None

@@ -29,6 +29,7 @@ from mask2former import (
 from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
 from mask2former.image_processing import Mask2FormerImageProcessor
 from mask2former.synthetic import ID2LABEL, THING_LABEL_IDS, Scene, render_scene
+from mask2former.training.optimizer import parameter_groups
 
 SCENE_SIZE = 192  # pixels, height and width
 EMA_DECAY = 0.998
@@ -122,19 +123,6 @@ def batches(
             }
 
 
-def parameter_groups(model: nn.Module) -> list[dict]:
-    """Weight decay on matrices and kernels only, as in the paper's recipe."""
-    decayed, free = [], []
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    for name, parameter in model.named_parameters():
-        plain = parameter.dim() < 2 or id(parameter) in embeddings or "level_embed" in name
-        (free if plain else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": WEIGHT_DECAY},
-        {"params": free, "weight_decay": 0.0},
-    ]
-
-
 def pretrain(
     backbone: nn.Module, scenes: list[Scene], steps: int, batch_size: int, seed: int
 ) -> None:
@@ -147,7 +135,9 @@ def pretrain(
     device = next(backbone.parameters()).device
     heads = nn.ModuleList([nn.Conv2d(c, len(ID2LABEL), 1) for c in backbone.channels[1:]])
     both = nn.ModuleList([backbone, heads.to(device)])
-    optimizer = torch.optim.AdamW(parameter_groups(both), lr=PRETRAIN_RATE, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(both, WEIGHT_DECAY), lr=PRETRAIN_RATE, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PRETRAIN_RATE, steps, pct_start=0.1)
     weight = torch.ones(len(ID2LABEL), device=device)
     weight[list(THING_LABEL_IDS)] = THING_WEIGHT
@@ -210,7 +200,7 @@ def train(
     """Train with the package's loss, at one-cycle rates; save the averaged weights in `out`."""
     processor = bundled_processor()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=rate, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, WEIGHT_DECAY), lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
     source = batches(scenes, batch_size, processor, seed)
     progress = tqdm(range(1, steps + 1), desc="training", unit="step", mininterval=10)

@@ -1,0 +1,91 @@
+"""The optimiser's groups of parameters, and how the learning rate goes up and down."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from mask2former.training.recipe import Recipe, RecipeError
+
+# Those of the paper's code, and what stands in their place in a backbone.
+NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+# Tables of positions: Swin's biases and absolute embedding, under our names and the usual ones.
+POSITIONS = (
+    *("position_bias", "position", "relative_position_bias_table", "absolute_pos_embed"),
+    *("pos_embed", "position_embeddings"),
+)
+POWER = 0.9  # of the poly schedule
+DROP = 0.1  # of the step schedule, at every milestone
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Parameters that train, in groups for AdamW with their weight decay.
+
+    As in the paper's code (train_net.py) there is none on norms, embeddings and tables of
+    positions; biases, and the pixel decoder's level embedding, which is no `nn.Embedding`, decay.
+
+    Returns:
+        Groups of "params", "weight_decay" and "backbone", True for those of a module of that name.
+        Empty groups are left out.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            free = isinstance(module, (*NORMS, nn.Embedding)) or name in POSITIONS
+            backbone = "backbone" in module_name.split(".")
+            groups.setdefault((backbone, free), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": 0.0 if free else weight_decay, "backbone": backbone}
+        for (backbone, free), params in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with the recipe's rates, lower in the backbone.
+
+    Raises:
+        RecipeError: no parameter trains.
+    """
+    groups = parameter_groups(model, recipe.weight_decay)
+    if not groups:
+        raise RecipeError("No parameter of the model requires a gradient, so nothing can train.")
+    for group in groups:
+        multiplier = recipe.backbone_multiplier if group.pop("backbone") else 1.0
+        group["lr"] = recipe.learning_rate * multiplier
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRScheduler:
+    """How the rate of every group changes; to be stepped once after each update."""
+    if recipe.schedule == "one-cycle":
+        rates = [group["lr"] for group in optimizer.param_groups]
+        rise = min(recipe.warmup_steps / recipe.steps, 1.0)
+        return OneCycleLR(optimizer, rates, recipe.steps, pct_start=rise)
+    return LambdaLR(optimizer, lambda step: rate_factor(step, recipe))
+
+
+def rate_factor(step: int, recipe: Recipe) -> float:
+    """What the rate is multiplied by in the update after `step` others."""
+    done = step / recipe.steps
+    factor = 1.0
+    if recipe.schedule == "step":
+        factor = DROP ** sum(done >= milestone for milestone in recipe.milestones)
+    elif recipe.schedule == "poly":
+        factor = max(1 - done, 0.0) ** POWER
+    return factor * min((step + 1) / (recipe.warmup_steps + 1), 1.0)
