@@ -28,7 +28,7 @@ from mask2former.data.synthetic import SceneDataset
 from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
 from mask2former.image_processing import Mask2FormerImageProcessor
 from mask2former.synthetic import ID2LABEL, THING_LABEL_IDS
-from mask2former.training.optimizer import parameter_groups
+from mask2former.training.optimizer import make_schedule, parameter_groups
 from mask2former.training.progress import Progress
 from mask2former.training.recipe import Recipe
 from mask2former.training.run import Outcome, train
@@ -114,7 +114,7 @@ def pretrain(backbone: nn.Module, batches: Iterable[dict], steps: int) -> None:
     for group in groups:
         del group["backbone"]  # all learn at one rate
     optimizer = torch.optim.AdamW(groups, lr=PRETRAIN_RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PRETRAIN_RATE, steps, pct_start=0.1)
+    schedule = make_schedule(optimizer, RECIPE.replace(steps=steps, warmup_steps=steps // 10))
     weight = torch.ones(len(ID2LABEL))
     weight[list(THING_LABEL_IDS)] = THING_WEIGHT
     progress = tqdm(batches, desc="pretraining", unit="step", mininterval=10)
