@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mask2former.cli import convert, demo, evaluate, predict
+from mask2former.cli import convert, demo, evaluate, inspect, predict, train
 from mask2former.cli.errors import UsageError
 from mask2former.errors import DataError
 
@@ -17,6 +17,9 @@ examples:
   mask2former convert model.pkl my-model  take over a checkpoint of the paper's code
   mask2former evaluate --model my-model --data my-data
                                           measure a model on annotated images
+  mask2former train --model my-model --data my-data --out run
+                                          fine-tune a model on annotated images
+  mask2former inspect my-data/            count what is in a data set, find what is wrong with it
   mask2former predict --help              all about one command
 
 exit status: 0 all done, 1 a file or folder was not what it should be, 2 wrong usage
@@ -71,5 +74,7 @@ def _build_parser() -> argparse.ArgumentParser:
     predict.add_command(commands)
     demo.add_command(commands)
     convert.add_command(commands)
+    train.add_command(commands)
     evaluate.add_command(commands)
+    inspect.add_command(commands)
     return parser

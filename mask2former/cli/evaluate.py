@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("--model", required=True, help="model folder or Hugging Face name")
     add("--data", required=True, type=Path, help="folder or annotation file of the data set")
-    add("--split", help="the part of the data set, such as val (default: the one there is)")
+    add("--split", help="the part of the data set (default: val, or the only one)")
     add("--images", type=Path, help="folder of the images, where the data set does not say")
     add(
         "--metrics",
@@ -104,28 +105,32 @@ def _count(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table and write the report."""
     from mask2former.cli.inference import load_model
-    from mask2former.data.open_dataset import open_dataset
+    from mask2former.data.open_dataset import as_task
     from mask2former.evaluation.evaluate import check_metrics, evaluate
     from mask2former.evaluation.segmenter import Segmenter
 
     with _processes(args.device) as (device, rank, ranks):
-        dataset = open_dataset(
-            args.data,
-            args.split,
-            images=args.images,
-            reduce_labels=args.reduce_labels,
-            skip_bad=args.skip_bad,
-        )
+        dataset = _open(args)
         metrics = check_metrics(dataset, args.metrics)
+        if set(metrics) <= {"ap", "boundary-ap"}:
+            dataset = as_task(dataset, "instance")  # the model need not know the stuff
         make_folder(args.out)
         model, processor = load_model(args.model, device)
         if args.size is not None:
-            processor.size = args.size
+            processor.size, processor.do_resize = args.size, True
         thresholds = {
             name: getattr(args, name)
             for name in ("threshold", "mask_threshold", "overlap_threshold")
         }
-        results = evaluate(model, processor, dataset, metrics, gather=ranks > 1, **thresholds)
+        results = evaluate(
+            model,
+            processor,
+            dataset,
+            metrics,
+            skip_bad=args.skip_bad,
+            gather=ranks > 1,
+            **thresholds,
+        )
         if rank > 0:
             return 0
         about = {
@@ -140,6 +145,30 @@ def run(args: argparse.Namespace) -> int:
         segmenter = Segmenter(model, processor, dataset, **thresholds)
         _write_report(results, about, segmenter, dataset, args)
     return 0
+
+
+def _open(args: argparse.Namespace):
+    """The data set; of several splits the one for validation unless another is asked for."""
+    from mask2former.data.open_dataset import available_splits, open_dataset
+
+    split = args.split
+    if split is None and args.data.is_dir():
+        names = available_splits(args.data)
+        split = next((name for name in names if name.startswith("val")), None)
+        if split is None and len(names) > 1:
+            raise UsageError(f"{args.data} has {', '.join(names)}; say which with --split")
+    try:
+        return open_dataset(
+            args.data,
+            split,
+            images=args.images,
+            reduce_labels=args.reduce_labels,
+            skip_bad=args.skip_bad,
+        )
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise UsageError(str(error).rstrip(".")) from error
 
 
 def _write_report(results, about: dict, segmenter, dataset, args: argparse.Namespace) -> None:
@@ -162,13 +191,15 @@ def _write_report(results, about: dict, segmenter, dataset, args: argparse.Names
             f"The results cannot be written to {args.out} ({error.strerror}); make room and check "
             "permissions, or give another --out."
         ) from error
+    for reason in (*dataset.skipped, *results.skipped):
+        print(f"mask2former: skipped: {reason}", file=sys.stderr)
     count = len(results.images)
     print(f"{count} {'image' if count == 1 else 'images'}; the report is in {args.out}")
 
 
 @contextmanager
 def _processes(device: str | None) -> Iterator[tuple]:
-    """This process's device, its rank and how many there are, joined if torchrun started several."""
+    """This process's device, its rank, and how many there are, which torchrun started."""
     import torch
     from torch import distributed
 

@@ -65,6 +65,11 @@ def load_model(
     """
     source = mask2former.BUNDLED_MODEL if name_or_folder is None else name_or_folder
     model = Mask2FormerForUniversalSegmentation.from_pretrained(source)
+    return model.to(device), load_processor(source)
+
+
+def load_processor(source: str | Path) -> Mask2FormerImageProcessor:
+    """The image processor of a model folder or a repository, as `load_model` has it."""
     if Path(source).is_dir() and not Path(source, PROCESSOR_FILE).exists():
         print(
             f"mask2former: {source} has no {PROCESSOR_FILE}; images are resized to a short side of "
@@ -75,7 +80,7 @@ def load_model(
     else:
         processor = Mask2FormerImageProcessor.from_pretrained(source)
     processor.hf_compat = False  # whose segment ids can repeat, and id maps and lists cannot
-    return model.to(device), processor
+    return processor
 
 
 @torch.inference_mode()

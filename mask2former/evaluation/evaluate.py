@@ -50,12 +50,14 @@ class Results:
         images: for every image its "index" in the data set, "image", its name, and "score".
         score: what the images' scores are: "pq" or "miou", of the image alone, or "overlap", see
             `mean_best_overlap`; the first of these that was measured.
+        skipped: one sentence for each image that could not be read.
     """
 
     figures: dict[str, float]
     classes: list[dict[str, Any]]
     images: list[dict[str, Any]]
     score: Literal["pq", "miou", "overlap"]
+    skipped: list[str]
 
 
 def evaluate(
@@ -67,6 +69,7 @@ def evaluate(
     threshold: float = 0.8,
     mask_threshold: float = 0.5,
     overlap_threshold: float = 0.8,
+    skip_bad: bool = False,
     gather: bool = False,
     progress: bool = True,
 ) -> Results:
@@ -83,6 +86,7 @@ def evaluate(
         threshold: class probability that a panoptic segment must exceed.
         mask_threshold: least mask probability of a pixel of a segment or an instance.
         overlap_threshold: least share of its mask that a panoptic segment keeps.
+        skip_bad: pass over samples that cannot be read, and list them.
         gather: every process of torch.distributed's default group calls this; each takes its share
             of the images, and all return the results of all images.
         progress: show a progress bar.
@@ -99,7 +103,14 @@ def evaluate(
     with _evaluating(model):
         share = range(rank, len(dataset), ranks)
         for index in tqdm(share, "evaluating", unit="image", disable=not progress or rank > 0):
-            tally.take(index, dataset[index], segmenter)
+            try:
+                sample = dataset[index]
+            except DataError as error:
+                if not skip_bad:
+                    raise
+                tally.skipped.append(str(error))
+            else:
+                tally.take(index, sample, segmenter)
     if gather:
         tallies: list[_Tally] = [None] * ranks
         distributed.all_gather_object(tallies, tally)
@@ -130,6 +141,8 @@ def check_metrics(
                 f"{metric} cannot be measured on a data set of {dataset.task} annotations; ask for "
                 f"{' or '.join(possible)}."
             )
+        if metric.endswith("ap") and dataset.task == "panoptic" and not dataset.thing_label_ids:
+            raise DataError(f"{metric} is measured on things, and the data set has none.")
     return metrics
 
 
@@ -155,6 +168,7 @@ class _Tally:
         wanted = "ap" in metrics or "boundary-ap" in metrics
         self.instances = AveragePrecision(self.labels) if wanted else None
         self.images: list[dict[str, Any]] = []
+        self.skipped: list[str] = []
 
     def _panoptic_quality(self) -> PanopticQuality:
         return PanopticQuality(self.labels, self.things)
@@ -202,6 +216,7 @@ class _Tally:
             if mine is not None:
                 mine.add(theirs)
         self.images = sorted(self.images + other.images, key=lambda image: image["index"])
+        self.skipped += other.skipped
 
     def results(self, dataset: SegmentationDataset) -> Results:
         figures: dict[str, float] = {}
@@ -230,7 +245,7 @@ class _Tally:
             for row, iou in zip(classes, result["per_class"], strict=True):
                 row["iou"] = iou
         score = "pq" if self.panoptic else "miou" if self.semantic else "overlap"
-        return Results(figures, classes, self.images, score)
+        return Results(figures, classes, self.images, score, self.skipped)
 
 
 def mean_best_overlap(predictions: Instances, truths: Instances, threshold: float) -> float:

@@ -1,10 +1,11 @@
-"""What an evaluation found, to keep and to look at: JSON, a table, a picture of the worst images."""
+"""What an evaluation found: as JSON, as a table, and as a picture of the worst images."""
 
 from __future__ import annotations
 
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,6 +21,9 @@ from mask2former.evaluation.truth import panoptic_truth
 from mask2former.visualization import draw_segments, side_by_side
 
 PANEL_SIDE = 640  # pixels, the longer side of a picture
+
+NAME_LENGTH = 48  # characters of an image's name over its picture
+SCORES = {"pq": "PQ", "miou": "mIoU", "overlap": "mean best overlap"}
 
 # Columns of the table: key of a class, heading.
 COLUMNS = {
@@ -57,6 +61,7 @@ def as_json(results: Results, about: Mapping[str, Any]) -> dict[str, Any]:
             "classes": results.classes,
             "score_of_images": results.score,
             "images": results.images,
+            "skipped": results.skipped,
         }
     )
 
@@ -67,10 +72,8 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    try:
+    with suppress(PackageNotFoundError):  # an extra, which not every metric needs
         versions["faster-coco-eval"] = version("faster-coco-eval")
-    except PackageNotFoundError:
-        pass  # an extra, which not every metric needs
     return versions
 
 
@@ -124,12 +127,12 @@ def draw_worst_images(
     for image in worst_images(results, count):
         sample = dataset[image["index"]]
         truth = panoptic_truth(sample)
-        title = f"{results.score} {image['score']:.2f}"
+        score = f"{SCORES[results.score]} {image['score']:.2f}"
         rows.append(
             side_by_side(
                 [
-                    (f"{sample.name}: truth", _drawn(sample, *truth, dataset.id2label)),
-                    (f"prediction, {title}", _prediction(sample, results, segmenter, dataset)),
+                    (f"{_shortened(sample.name)}: truth", _drawn(sample, *truth, dataset.id2label)),
+                    (f"prediction, {score}", _prediction(sample, results, segmenter, dataset)),
                 ]
             )
         )
@@ -141,6 +144,11 @@ def draw_worst_images(
         sheet.paste(row, ((sheet.width - row.width) // 2, top))
         top += row.height
     return sheet
+
+
+def _shortened(name: str) -> str:
+    """The end of a name, which tells files apart."""
+    return name if len(name) <= NAME_LENGTH else "..." + name[-NAME_LENGTH:]
 
 
 def _prediction(
@@ -177,4 +185,6 @@ def _drawn(
         }
         for segment in segments
     ]
-    return draw_segments(picture, np.asarray(id_map), named)
+    drawn = draw_segments(picture, np.asarray(id_map), named)  # which enlarges small pictures
+    drawn.thumbnail((PANEL_SIDE, PANEL_SIDE))
+    return drawn

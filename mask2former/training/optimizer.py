@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from mask2former.training.recipe import Recipe
+from mask2former.training.recipe import Recipe, RecipeError
 
 # Those of the paper's code, and what stands in their place in a backbone.
 NORMS = (
@@ -64,11 +64,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW with the recipe's rates, lower in the backbone.
 
     Raises:
-        ValueError: no parameter trains.
+        RecipeError: no parameter trains.
     """
     groups = parameter_groups(model, recipe.weight_decay)
     if not groups:
-        raise ValueError("No parameter of the model requires a gradient, so nothing can train.")
+        raise RecipeError("No parameter of the model requires a gradient, so nothing can train.")
     for group in groups:
         multiplier = recipe.backbone_multiplier if group.pop("backbone") else 1.0
         group["lr"] = recipe.learning_rate * multiplier

@@ -19,6 +19,10 @@ from mask2former.files import write_text
 RESUMABLE = ("workers", "evaluate_every", "save_every", "keep")
 
 
+class RecipeError(ValueError):
+    """A setting is wrong, or does not go with the model, the devices or the run; a sentence."""
+
+
 def _setting(default: Any, text: str, low: float = 0, high: float = math.inf) -> Any:
     """A field of the recipe: its default, what it is, and the least and greatest value."""
     return dataclasses.field(default=default, metadata={"help": text, "low": low, "high": high})
@@ -33,7 +37,7 @@ class Recipe:
     hundred images on one GPU; the paper has batches of 16 and 368750 steps on COCO, at 1024x1024.
 
     Raises:
-        ValueError: a value is not of its field's kind or out of range; the message names it.
+        RecipeError: a value is not of its field's kind or out of range; the message names it.
     """
 
     learning_rate: float = _setting(1e-4, "highest learning rate; the paper's")
@@ -84,6 +88,9 @@ class Recipe:
         "random scale, varied crop and colours (the paper's on ADE20K and Cityscapes)",
     )
     crop_size: int = _setting(512, "side of lsj's and crop's squares, in pixels", low=1)
+    short_side: int | None = _setting(
+        None, "pixels that it is resized to, in prediction too; default: as the model's", low=1
+    )
     flip: float = _setting(0.5, "part of the images that are mirrored", high=1)
     void: Literal["background", "ignore"] = _setting(
         "background",
@@ -100,7 +107,7 @@ class Recipe:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         if self.batch_size % self.gradient_accumulation:
-            raise ValueError(
+            raise RecipeError(
                 f"batch_size is {self.batch_size}, which is not a multiple of "
                 f"gradient_accumulation, {self.gradient_accumulation}."
             )
@@ -111,7 +118,7 @@ class Recipe:
         return self.batch_size // self.gradient_accumulation
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with other values; ValueError for a setting that there is not."""
+        """A copy with other values; RecipeError for a setting that there is not."""
         _check_names(changes)
         return dataclasses.replace(self, **changes)
 
@@ -146,13 +153,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         _check_names(values)
         Recipe(**values)
-    except ValueError as error:
+    except RecipeError as error:
         raise DataError(f"The recipe {path} cannot be used: {error}") from error
     return dict(values)
 
 
 def parse(field: dataclasses.Field, text: str) -> Any:
-    """The value that a text on the command line stands for; ValueError if it is not of its kind."""
+    """The value that a text on the command line means; RecipeError if it is of another kind."""
     what, _ = kind(field)
     if what is int:
         with contextlib.suppress(ValueError):  # refused below, with what it should be
@@ -166,7 +173,7 @@ def _check_names(values: Mapping[str, Any]) -> None:
     names = [field.name for field in dataclasses.fields(Recipe)]
     unknown = [name for name in values if name not in names]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no setting; the settings are {', '.join(names)}.")
+        raise RecipeError(f"{unknown[0]!r} is no setting; the settings are {', '.join(names)}.")
 
 
 def kind(field: dataclasses.Field) -> tuple[Any, bool]:
@@ -184,23 +191,23 @@ def kind(field: dataclasses.Field) -> tuple[Any, bool]:
 
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
-    """The value in its field's type; ValueError if it is of another kind or out of range."""
+    """The value in its field's type; RecipeError if it is of another kind or out of range."""
     what, optional = kind(field)
     if value is None and optional:
         return None
     if isinstance(what, tuple):
         if value not in what:
-            raise ValueError(f"{field.name} is {value!r}; it must be one of {', '.join(what)}.")
+            raise RecipeError(f"{field.name} is {value!r}; it must be one of {', '.join(what)}.")
         return value
     if what in (bool, str):
         if not isinstance(value, what):
             expected = "true or false" if what is bool else "a text"
-            raise ValueError(f"{field.name} is {value!r}; it must be {expected}.")
+            raise RecipeError(f"{field.name} is {value!r}; it must be {expected}.")
         return value
     if what in (int, float):
         return _number(field, value, what)
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{field.name} is {value!r}; it must be a list of numbers.")
+        raise RecipeError(f"{field.name} is {value!r}; it must be a list of numbers.")
     return tuple(_number(field, part, float) for part in value)
 
 
@@ -216,5 +223,5 @@ def _number(field: dataclasses.Field, value: Any, what: type) -> int | float:
     except ValueError:
         name = "an integer" if what is int else "a number"
         limit = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-        raise ValueError(f"{field.name} is {value!r}; it must be {name} {limit}.") from None
+        raise RecipeError(f"{field.name} is {value!r}; it must be {name} {limit}.") from None
     return what(number)

@@ -7,15 +7,16 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -41,35 +42,33 @@ from mask2former.training.checkpoint import (
 )
 from mask2former.training.ema import AveragedWeights
 from mask2former.training.optimizer import make_optimizer, make_schedule
-from mask2former.training.recipe import RESUMABLE, Recipe, read_recipe
+from mask2former.training.recipe import RESUMABLE, Recipe, RecipeError, read_recipe
+from mask2former.training.watcher import Watcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 RECIPE_FILE = "recipe.yaml"
-# The whole state on the host of the first process, whatever it is split over.
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# The whole state, whatever it is split over: on the host of the first process, or in every one.
+ON_HOST = StateDictOptions(full_state_dict=True, cpu_offload=True)
+EVERYWHERE = StateDictOptions(full_state_dict=True)
 
 # `functools.partial(make_loader, dataset, ...)`: called with first_step, steps, rank and
 # world_size, it has the batches first_step to steps - 1, and of each the images of one process.
 Batches = Callable[..., Iterable[dict[str, Any]]]
-# Called with the model, in evaluation mode and with averaged weights if there are any.
-Evaluate = Callable[[Mask2FormerForUniversalSegmentation], dict[str, float]]
 
 
-class Watcher(Protocol):
-    """Who is told how a run goes, on the first process only."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model was found to be worth: figures by name, the more the better, and pictures."""
 
-    def on_step(
-        self, step: int, losses: dict[str, float], lr: float, images: int, seconds: float
-    ) -> None:
-        """After an update: losses by name, "loss" their sum; images and seconds it took."""
+    metrics: dict[str, float]
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
 
-    def on_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """After an evaluation."""
 
-    def close(self) -> None:
-        """The run has ended, in whatever way."""
+# Called in every process with the whole model, with averaged weights if there are any; the metrics
+# must be the same in all.
+Evaluate = Callable[[Mask2FormerForUniversalSegmentation], Evaluation]
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def train(
         batches: `mask2former.data.batches.make_loader` with all its arguments but first_step,
             steps, rank and world_size, and with `recipe.images_per_pass` as its batch_size. Where
             gradients are accumulated, a step of it is one pass.
-        evaluate: returns metrics, of which the recipe's `best_metric` chooses the model.
+        evaluate: measures the model; the recipe's `best_metric` of it chooses the best one.
         watchers: told about every step and evaluation, on the first process.
         resume: go on from the newest whole checkpoint in `out`, or start where there is none.
         report: what to do with a sentence for the user, on the first process.
@@ -137,7 +136,7 @@ def train(
         DataError: accelerate is not installed, `out` has a run already, its checkpoints are
             damaged, or the disk is full.
         FloatingPointError: a loss or gradient is not finite; the message names step and images.
-        ValueError: recipe, model and devices do not go together.
+        RecipeError: recipe, model and devices do not go together.
     """
     checkpoints = out / "checkpoints"
     if not resume and has_checkpoint(checkpoints):
@@ -163,7 +162,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
     Raises:
         DataError: accelerate is not installed.
-        ValueError: the device does not have the precision, or the batch cannot be divided.
+        RecipeError: the device does not have the precision, or the batch cannot be divided.
     """
     require_package("accelerate", "Training", "mask2former[train]")
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -177,14 +176,14 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if half else "no"
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("precision is 'fp16', which a CPU cannot train in; use 'bf16' or 'no'.")
+        raise RecipeError("precision is 'fp16', which a CPU cannot train in; use 'bf16' or 'no'.")
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         kwargs_handlers=[patience],
     )
     if recipe.images_per_pass % accelerator.num_processes:
-        raise ValueError(
+        raise RecipeError(
             f"batch_size / gradient_accumulation is {recipe.images_per_pass}, which cannot be "
             f"divided among {accelerator.num_processes} processes; change either."
         )
@@ -192,7 +191,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def _check_recipe(recipe: Recipe, out: Path) -> None:
-    """ValueError if a run that is to be resumed was begun with other settings."""
+    """RecipeError if a run that is to be resumed was begun with other settings."""
     if not (out / RECIPE_FILE).exists():
         return
     before = read_recipe(out / RECIPE_FILE)
@@ -200,7 +199,7 @@ def _check_recipe(recipe: Recipe, out: Path) -> None:
         recipe = recipe.replace(precision=before["precision"])
     for name, value in recipe.values().items():
         if name not in RESUMABLE and value != before.get(name, value):
-            raise ValueError(
+            raise RecipeError(
                 f"The run in {out} was begun with {name} {before[name]}, not {value}; resume it "
                 "with the same, or begin another one, from its model, in another folder."
             )
@@ -245,9 +244,9 @@ class _Run:
         self.config = model.config
         self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         self.step, self.best = 0, None
-        # Evaluation has a model of its own: nothing of the run changes, and it works in one process
-        # while the parameters are split over several.
-        self.copy = copy.deepcopy(model).cpu().eval() if evaluate and first else None
+        # Evaluation has a model of its own: nothing of the run changes, and each process can
+        # measure its share of the images although the parameters may be split over all.
+        self.copy = copy.deepcopy(model).cpu().eval() if evaluate else None
         model = _made_ready(model, recipe, accelerator.num_processes)
         optimizer = make_optimizer(model, recipe)
         self.model, self.optimizer = accelerator.prepare(_Losses(model), optimizer)
@@ -365,20 +364,21 @@ class _Run:
         """Measure the model; if it is the best so far, save it."""
         if self.evaluate is None:
             return
-        weights = self._weights()
-        if self.accelerator.is_main_process:
-            self.copy.load_state_dict(weights)
-            self.copy.to(self.accelerator.device)
-            metrics = self.evaluate(self.copy)
-            self.copy.cpu()
-            for watcher in self.watchers:
-                watcher.on_evaluation(self.step, metrics)
-            name = self.recipe.best_metric or next(iter(metrics))
-            if name not in metrics:
-                raise ValueError(f"best_metric is {name!r}; there are {', '.join(metrics)}.")
-            if self.best is None or metrics[name] > self.best["metrics"][name]:
-                self.best = {"step": self.step, "metrics": metrics}
-                self._save_model(weights)
+        with self._averaged():
+            weights = self._state(EVERYWHERE)
+        self.copy.load_state_dict(weights)
+        evaluation = self.evaluate(self.copy.to(self.accelerator.device))
+        self.copy.cpu()
+        metrics = evaluation.metrics
+        for watcher in self.watchers:
+            watcher.on_evaluation(self.step, metrics)
+            watcher.on_samples(self.step, evaluation.pictures)
+        name = self.recipe.best_metric or next(iter(metrics))
+        if name not in metrics:
+            raise RecipeError(f"best_metric is {name!r}; there are {', '.join(metrics)}.")
+        if self.best is None or _known(metrics[name]) > _known(self.best["metrics"][name]):
+            self.best = {"step": self.step, "metrics": metrics}
+            self._save_model(weights)
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
@@ -386,11 +386,11 @@ class _Run:
         weights = self._state()
         average = None
         if self.average is not None:
-            with self.average.applied():
+            with self._averaged():
                 average = self._state()
         optimizer = {
             "optimizer": get_optimizer_state_dict(
-                self.model, self.optimizer.optimizer, options=FULL
+                self.model, self.optimizer.optimizer, options=ON_HOST
             ),
             "schedule": self.schedule.state_dict(),
             "scaler": None
@@ -401,10 +401,10 @@ class _Run:
             "best": self.best,
             "averaged_updates": self.average.updates if self.average is not None else 0,
         }
+        if self.best is None:
+            self._save_model(weights if average is None else average)
         if self.accelerator.is_main_process:
             checkpoint = Checkpoint(self.step, weights, average, optimizer, progress)
-            if self.best is None:
-                self._save_model(weights if average is None else average)
             with self._disk_errors():
                 save_checkpoint(self.out / "checkpoints", checkpoint, self.recipe.keep)
         self.accelerator.wait_for_everyone()
@@ -419,32 +419,27 @@ class _Run:
                 f"The checkpoints in {self.out} are of another model; resume the run with the "
                 "model and the classes that it was begun with."
             )
-        if self.average is not None and checkpoint.average is not None:
-            self._load(checkpoint.average)
+        if self.average is not None:
             with self.average.applied():
-                self._load(checkpoint.weights)
+                self._load(checkpoint.average)
             self.average.updates = checkpoint.progress["averaged_updates"]
-        else:
-            self._load(checkpoint.weights)
+        self._load(checkpoint.weights)
         states = checkpoint.optimizer
         set_optimizer_state_dict(
-            self.model, self.optimizer.optimizer, states["optimizer"], options=FULL
+            self.model, self.optimizer.optimizer, states["optimizer"], options=ON_HOST
         )
         self.schedule.load_state_dict(states["schedule"])
         if self.accelerator.scaler is not None and states["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(states["scaler"])
         self.step, self.best = checkpoint.step, checkpoint.progress["best"]
 
-    def _weights(self) -> dict[str, Tensor]:
-        """The model's state, averaged if there is an average."""
-        if self.average is None:
-            return self._state()
-        with self.average.applied():
-            return self._state()
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Within it the model has its averaged weights, if there are any."""
+        return nullcontext() if self.average is None else self.average.applied()
 
-    def _state(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, on the host; empty in all processes but the first."""
-        state = get_model_state_dict(self.model, options=FULL)
+    def _state(self, where: StateDictOptions = ON_HOST) -> dict[str, Tensor]:
+        """Parameters and buffers by name; on the host there are none in other processes."""
+        state = get_model_state_dict(self.model, options=where)
         # Cloned, because on a CPU these are the model's own tensors, which go on changing.
         return {
             name.removeprefix("model."): tensor.clone(memory_format=torch.contiguous_format)
@@ -453,9 +448,11 @@ class _Run:
 
     def _load(self, weights: dict[str, Tensor]) -> None:
         named = {f"model.{name}": tensor for name, tensor in weights.items()}
-        set_model_state_dict(self.model, named, options=FULL)
+        set_model_state_dict(self.model, named, options=ON_HOST)
 
     def _save_model(self, weights: dict[str, Tensor]) -> None:
+        if not self.accelerator.is_main_process:
+            return
         folder = self.out / "model"
         with self._disk_errors():
             self.config.save_pretrained(folder)
@@ -472,6 +469,11 @@ class _Run:
                 f"Step {self.step} cannot be saved in {self.out} ({reason}); make room there and "
                 "resume the run. The last checkpoint is intact."
             ) from error
+
+
+def _known(metric: float) -> float:
+    """What could not be measured, nan, is worse than anything."""
+    return -math.inf if math.isnan(metric) else metric
 
 
 def _nothing(_: str) -> None:

@@ -150,10 +150,10 @@ def train_whole(
 ) -> Outcome:
     """The run of the whole model, in `out`."""
 
-    def batches(first_batch: int, batches: int, rank: int, world_size: int) -> Iterable[dict]:
+    def batches(first_step: int, steps: int, rank: int, world_size: int) -> Iterable[dict]:
         if world_size > 1:
             raise ValueError("The bundled model is trained by one process.")
-        return scene_batches(recipe.batch_size, batches, recipe.seed, recipe.workers, first_batch)
+        return scene_batches(recipe.batch_size, steps, recipe.seed, recipe.workers, first_step)
 
     watchers = [Progress(recipe.steps)]
     return train(model, bundled_processor(), batches, recipe, out, watchers=watchers, resume=resume)

@@ -1,0 +1,125 @@
+"""`mask2former inspect`: what is in a data set, and what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import warnings
+from pathlib import Path
+
+from mask2former.cli.errors import UsageError
+from mask2former.errors import DataError
+
+MOST_WORKERS = 8  # by default
+
+DESCRIPTION = """\
+Read every image and annotation of a data set once; print how much there is of each class, sizes,
+void, every missing or damaged file, and what looks wrong in the labels; and draw a sheet of samples
+with their masks. Look at it before you train.
+"""
+EPILOG = """\
+examples:
+  mask2former inspect coco/ --split val2017
+  mask2former inspect my-data/ --out my-data.png --samples 24 --json my-data.json
+
+exit status: 0 every file could be read, 1 some could not, 2 wrong usage
+"""
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `inspect` to the command line."""
+    parser = commands.add_parser(
+        "inspect",
+        help="count what is in a data set, and find what is wrong with it",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("data", type=Path, metavar="DATA", help="folder or annotation file of the data set")
+    add("--split", help="which part, where there are several")
+    add("--images", type=Path, help="folder of the images, where it cannot be found")
+    add("--reduce-labels", action="store_true", help="label 0 is void, 1 the first class (ADE20K)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("contact-sheet.png"),
+        help="the sheet to write (default: ./contact-sheet.png)",
+    )
+    add(
+        "--samples",
+        type=int,
+        default=12,
+        metavar="N",
+        help="on the sheet, 0 for none (default: 12)",
+    )
+    add("--json", type=Path, metavar="FILE", help="write everything that was found as JSON")
+    add(
+        "--workers",
+        type=int,
+        default=min(MOST_WORKERS, os.cpu_count() or 1),
+        help="processes that read, 0 for none but this (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report and write the sheet; 1 if a file could not be read, else 0."""
+    for option in ("samples", "workers"):
+        if getattr(args, option) < 0:
+            raise UsageError(f"--{option} is {getattr(args, option)}; give 0 or more")
+    from mask2former.data.inspection import inspect, report
+    from mask2former.files import write_text
+
+    dataset, notes = _open(args)
+    found = inspect(dataset, args.workers, notes, progress=True)
+    print(report(found))
+    if args.json:
+        content = json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n"
+        _write(args.json, "--json", lambda path: write_text(path, content))
+    if args.samples and found.images:
+        _write_sheet(dataset, args)
+    return 1 if found.errors else 0
+
+
+def _open(args: argparse.Namespace):
+    """The data set, and the warnings that opening it gave."""
+    from mask2former.data.open_dataset import available_splits, open_dataset
+
+    if args.split is None and args.data.is_dir() and len(splits := available_splits(args.data)) > 1:
+        print(f"splits: {', '.join(splits)}; without --split this is train\n")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            dataset = open_dataset(
+                args.data,
+                args.split,
+                images=args.images,
+                reduce_labels=args.reduce_labels,
+                skip_bad=True,
+            )
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error).rstrip(".")) from error
+    return dataset, [str(warning.message) for warning in caught]
+
+
+def _write_sheet(dataset, args: argparse.Namespace) -> None:
+    from mask2former.data.contact_sheet import contact_sheet
+    from mask2former.visualization import save_png
+
+    sheet = contact_sheet(dataset, args.samples)
+    _write(args.out, "--out", lambda path: save_png(sheet, path))
+    print(f"\nsamples with their masks: {args.out}")
+
+
+def _write(path: Path, option: str, write) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}); give another file with {option}."
+        ) from error
