@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from mask2former.training.recipe import Recipe, RecipeError
 
@@ -28,6 +30,8 @@ POSITIONS = (
 )
 POWER = 0.9  # of the poly schedule
 DROP = 0.1  # of the step schedule, at every milestone
+CYCLE_START = 0.04  # of the one cycle (Smith and Topin 2017), in parts of its highest rate
+CYCLE_START = 0.04  # of the one cycle (Smith and Topin 2017), in parts of its highest rate
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -73,19 +77,24 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRScheduler:
     """How the rate of every group changes; to be stepped once after each update."""
-    if recipe.schedule == "one-cycle":
-        rates = [group["lr"] for group in optimizer.param_groups]
-        rise = min(recipe.warmup_steps / recipe.steps, 1.0)
-        return OneCycleLR(optimizer, rates, recipe.steps, pct_start=rise)
     return LambdaLR(optimizer, lambda step: rate_factor(step, recipe))
 
 
 def rate_factor(step: int, recipe: Recipe) -> float:
     """What the rate is multiplied by in the update after `step` others."""
-    done = step / recipe.steps
+    done, warmup = step / recipe.steps, recipe.warmup_steps
+    if recipe.schedule == "one-cycle":
+        if step < warmup:
+            return CYCLE_START + (1 - CYCLE_START) * _half_cosine(step / warmup)
+        return 1 - _half_cosine((step - warmup) / max(recipe.steps - warmup, 1))
     factor = 1.0
     if recipe.schedule == "step":
         factor = DROP ** sum(done >= milestone for milestone in recipe.milestones)
     elif recipe.schedule == "poly":
         factor = max(1 - done, 0.0) ** POWER
-    return factor * min((step + 1) / (recipe.warmup_steps + 1), 1.0)
+    return factor * min((step + 1) / (warmup + 1), 1.0)
+
+
+def _half_cosine(part: float) -> float:
+    """From 0 to 1 along half a cosine."""
+    return (1 - math.cos(math.pi * part)) / 2

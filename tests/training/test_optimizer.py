@@ -99,10 +99,10 @@ def rates(**settings) -> list[list[float]]:
             [0.25, 0.5, 0.75, *[1.0] * 7],
         ),
         (
-            # Cosines from 1/25 up to 1 and down to 1/250000.
+            # Cosines from 1/25 up to 1 and down to 0.
             {"schedule": "one-cycle", "warmup_steps": 4},
-            [1 - 0.96 * (1 + math.cos(math.pi * n / 3)) / 2 for n in range(3)]
-            + [4e-6 + (1 - 4e-6) * (1 + math.cos(math.pi * n / 6)) / 2 for n in range(7)],
+            [1 - 0.96 * (1 + math.cos(math.pi * n / 4)) / 2 for n in range(4)]
+            + [(1 + math.cos(math.pi * n / 6)) / 2 for n in range(6)],
         ),
     ],
 )
@@ -110,6 +110,12 @@ def test_schedules_scale_the_rates_of_all_groups(settings, expected):
     seen = rates(**settings)
     assert [first for first, _ in seen] == pytest.approx(expected)
     assert [second for _, second in seen] == pytest.approx([0.1 * rate for rate in expected])
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 10, 20])
+def test_any_warm_up_fits_one_cycle(warmup):
+    seen = rates(schedule="one-cycle", warmup_steps=warmup)
+    assert all(0 < first <= 1 for first, _ in seen)
 
 
 @pytest.mark.parametrize("schedule", ["step", "poly", "one-cycle", "constant"])
