@@ -235,8 +235,8 @@ def test_torchrun_shares_the_images(evaluate, data, tmp_path):
     assert evaluate(data) == 0
     alone = report(tmp_path)
     words = ["evaluate", "--model", str(BUNDLED_MODEL), "--data", str(data)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "0", "-m", "mask2former", *words]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "mask2former", *words]
     command += ["--out", str(tmp_path / "out"), "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

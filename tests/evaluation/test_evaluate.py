@@ -21,6 +21,7 @@ from mask2former.run_length import mask_to_rle
 from mask2former.synthetic import ID2LABEL
 from tests.evaluation.memory import MemoryDataset, make_sample
 from tests.evaluation.oracle import OracleModel, right_answers, untouched_pixels
+from tests.evaluation.test_panoptic_quality import brute_force, random_case
 from tests.reference import tiny_model
 
 ALL = ("pq", "ap", "boundary-ap", "miou")
@@ -83,6 +84,31 @@ def test_hand_computed_figures_with_void_crowd_and_an_empty_class():
     assert cats["iou"] == pytest.approx(14 / 16)
     assert skies["iou"] == pytest.approx(20 / 22)
     assert results.figures["pixel_accuracy"] == pytest.approx(34 / 36)
+
+
+def test_panoptic_quality_with_voids_and_crowds_is_that_of_the_definition():
+    rng = np.random.default_rng(11)
+    samples, answers, totals = [], [], np.zeros((4, 3))
+    for number in range(30):
+        prediction, found, truth, true = random_case(rng, num_labels=3)
+        place = {segment["id"]: i for i, segment in enumerate(true)}
+        masks = [[place.get(value, VOID) for value in row] for row in truth.tolist()]
+        labels = [segment["label_id"] for segment in true]
+        crowd = [segment["iscrowd"] == 1 for segment in true]
+        samples.append(make_sample(masks, labels, crowd, seed=number))
+        answers.append(
+            [(s["label_id"], 0.95, torch.from_numpy(prediction == s["id"])) for s in found]
+        )
+        totals += brute_force(prediction, found, truth, true, num_labels=3)
+    assert totals.min() > 5  # the cases hold everything
+    dataset = MemoryDataset(samples, NAMES, things=[0, 1, 2])
+    model = OracleModel(samples, answers, dict(enumerate(NAMES)))
+    results = evaluate(model, untouched_pixels(), dataset, ("pq",), progress=False)
+    counted = [[row[name] for row in results.classes] for name in ("tp", "fp", "fn")]
+    assert np.array_equal(counted, totals[:3])
+    tp, fp, fn, iou = totals
+    expected = (iou / (tp + fp / 2 + fn / 2)).mean()
+    assert results.figures["pq"] == pytest.approx(expected, rel=1e-12)
 
 
 def original_instances(outputs, size, num_queries, things):
