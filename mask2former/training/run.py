@@ -163,10 +163,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     require_package("accelerate", "Training", "mask2former[train]")
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import PartialState
+    from accelerate.utils import parse_flag_from_env
 
     # The others wait while the first one evaluates.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    device = PartialState(**patience.to_kwargs()).device
+    # Left to itself, Accelerate looks for other processes only where there are GPUs.
+    cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = PartialState(cpu=cpu, **patience.to_kwargs()).device
     precision = recipe.precision
     if precision == "auto":
         half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -174,6 +177,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     if precision == "fp16" and device.type == "cpu":
         raise RecipeError("precision is 'fp16', which a CPU cannot train in; use 'bf16' or 'no'.")
     accelerator = Accelerator(
+        cpu=cpu,
         mixed_precision=precision,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         kwargs_handlers=[patience],
