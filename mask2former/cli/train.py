@@ -108,11 +108,12 @@ def _train(args: argparse.Namespace) -> int:
     from mask2former.optional import require_package
     from mask2former.training.history import History
     from mask2former.training.progress import Progress
-    from mask2former.training.run import train
+    from mask2former.training.run import check_folder, train
     from mask2former.training.tensorboard import TensorBoard
 
     require_package("accelerate", "Training", "mask2former[train]")
     recipe = _recipe(args)
+    check_folder(args.out, recipe, args.resume)  # before the long work
     dataset = _open(args.data, args.split, args.images, args)
     validation = _validation(args)
     model, processor, news = make_model(args.model, dataset, recipe)

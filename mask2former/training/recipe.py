@@ -89,7 +89,9 @@ class Recipe:
     )
     crop_size: int = _setting(512, "side of lsj's and crop's squares, in pixels", low=1)
     short_side: int | None = _setting(
-        None, "pixels that it is resized to, in prediction too; default: as the model's", low=1
+        None,
+        "pixels that the short side of images is resized to; default: the model's processor's",
+        low=1,
     )
     flip: float = _setting(0.5, "part of the images that are mirrored", high=1)
     void: Literal["background", "ignore"] = _setting(

@@ -48,7 +48,7 @@ from mask2former.training.watcher import Watcher
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-RECIPE_FILE = "recipe.yaml"
+RECIPE_FILE, CHECKPOINTS, MODEL = "recipe.yaml", "checkpoints", "model"
 # The whole state, whatever it is split over: on the host of the first process, or in every one.
 ON_HOST = StateDictOptions(full_state_dict=True, cpu_offload=True)
 EVERYWHERE = StateDictOptions(full_state_dict=True)
@@ -138,11 +138,7 @@ def train(
         FloatingPointError: a loss or gradient is not finite; the message names step and images.
         RecipeError: recipe, model and devices do not go together.
     """
-    checkpoints = out / "checkpoints"
-    if not resume and has_checkpoint(checkpoints):
-        raise DataError(f"{out} has a run already; resume it, or give another folder.")
-    if resume:
-        _check_recipe(recipe, out)
+    check_folder(out, recipe, resume)
     accelerator = make_accelerator(recipe)
     if accelerator.is_main_process:
         _prepare_folder(out)
@@ -168,12 +164,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     require_package("accelerate", "Training", "mask2former[train]")
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import PartialState
+    from accelerate.utils import parse_flag_from_env
 
     # The others wait while the first one evaluates.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    # Unless it is told so, several processes without a GPU would each train for themselves.
-    cpu = not torch.accelerator.is_available()
-    device = PartialState(cpu, **patience.to_kwargs()).device
+    # Left to itself, Accelerate looks for other processes only where there are GPUs.
+    cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = PartialState(cpu=cpu, **patience.to_kwargs()).device
     precision = recipe.precision
     if precision == "auto":
         half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -198,10 +195,17 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def _check_recipe(recipe: Recipe, out: Path) -> None:
-    """RecipeError if a run that is to be resumed was begun with other settings."""
-    if not (out / RECIPE_FILE).exists():
+def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Whether a run can begin or go on in a folder.
+
+    Raises:
+        DataError: there is a run, but it is not to be resumed.
+        RecipeError: it was begun with other settings.
+    """
+    if not has_checkpoint(out / CHECKPOINTS):
         return
+    if not resume:
+        raise DataError(f"{out} has a run already; resume it (--resume), or give another folder.")
     before = read_recipe(out / RECIPE_FILE)
     if recipe.precision == "auto":
         recipe = recipe.replace(precision=before["precision"])
@@ -215,7 +219,7 @@ def _check_recipe(recipe: Recipe, out: Path) -> None:
 
 def _prepare_folder(out: Path) -> None:
     try:
-        for folder in (out, out / "checkpoints", out / "model"):
+        for folder in (out, out / CHECKPOINTS, out / MODEL):
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
     except OSError as error:
@@ -287,7 +291,7 @@ class _Run:
                 if stopped and not finished:
                     break
         finished = self.step == self.recipe.steps
-        return Outcome(self.step, finished, self.out / "model", self.best)
+        return Outcome(self.step, finished, self.out / MODEL, self.best)
 
     def _advance(self, source: Iterator[dict[str, Any]], stopping: threading.Event) -> bool:
         """One update of the weights; True if any process was asked to stop meanwhile."""
@@ -337,7 +341,7 @@ class _Run:
         raise FloatingPointError(
             f"The {what} is not finite in step {self.step + 1}, whose images are {images}; look at "
             "them and their annotations, or train with a lower learning_rate or another precision. "
-            f"The last checkpoint is intact in {self.out / 'checkpoints'}."
+            f"The last checkpoint is intact in {self.out / CHECKPOINTS}."
         )
 
     def _any(self, *flags: bool) -> list[bool]:
@@ -414,12 +418,12 @@ class _Run:
         if self.accelerator.is_main_process:
             checkpoint = Checkpoint(self.step, weights, average, optimizer, progress)
             with self._disk_errors():
-                save_checkpoint(self.out / "checkpoints", checkpoint, self.recipe.keep)
+                save_checkpoint(self.out / CHECKPOINTS, checkpoint, self.recipe.keep)
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> None:
         """Go back to the newest whole checkpoint, if there is any."""
-        checkpoint = load_newest(self.out / "checkpoints", self.report)
+        checkpoint = load_newest(self.out / CHECKPOINTS, self.report)
         if checkpoint is None:
             return
         if {name: tensor.shape for name, tensor in checkpoint.weights.items()} != self.shapes:
@@ -461,7 +465,7 @@ class _Run:
     def _save_model(self, weights: dict[str, Tensor]) -> None:
         if not self.accelerator.is_main_process:
             return
-        folder = self.out / "model"
+        folder = self.out / MODEL
         with self._disk_errors():
             self.config.save_pretrained(folder)
             self.processor.save_pretrained(folder)
