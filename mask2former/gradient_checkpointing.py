@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+def recomputed(function: Callable, *inputs: Any) -> Any:
     """`function(*inputs)`, whose insides are never kept: the backward pass computes them again.
 
     For what is wide inside and cheap to compute, whether or not the layer around is checkpointed.

@@ -230,6 +230,7 @@ def test_loss_and_gradients_are_those_of_the_plain_formulation(counts, kind):
     # Of images without annotations masks have a zero gradient here and none there.
     expected = torch.autograd.grad(plain, predictions, allow_unused=True, materialize_grads=True)
     for a, b in zip(torch.autograd.grad(ours, predictions), expected, strict=True):
+        assert (a - b).norm() <= 1e-9 * b.norm()  # measured: 5.8e-16
 
 
 class Largest(TorchDispatchMode):

@@ -249,9 +249,8 @@ class SwinBackbone(LayerStack):
         valid = None
         for index, blocks in enumerate(self.stages):
             if index > 0:
-                x = self.merges[index - 1](
-                    x if valid is None else x.masked_fill(~valid[..., None], 0.0)
-                )
+                x = x if valid is None else x.masked_fill(~valid[..., None], 0.0)
+                x = recomputed(self.merges[index - 1], x)
             if pixel_mask is not None:
                 valid = cell_mask(pixel_mask, *x.shape[1:3])
             for block in blocks:
