@@ -23,7 +23,8 @@ STEM = "cpu-training"
 LEGEND = (
     "time     of a step, the median of the rounds and their quartiles",
     "speed    median over the rounds of transformers' time over this one's",
-    "memory   the most that a process which does nothing else ever held, libraries included",
+    "memory   the most that a process which does nothing else ever held, libraries included, and",
+    "         blocks of 1 MiB that were freed not",
 )
 
 
