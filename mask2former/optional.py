@@ -21,5 +21,5 @@ def require_package(package: str, what: str, install: str | None = None) -> None
     if find_spec(package) is None:
         raise DataError(
             f"{what} needs the package {package}, which is not installed; "
-            f'pip install "{install or f"mask2former[{package}]"}".'
+            f"pip install {install or f'mask2former[{package}]'}."
         )
