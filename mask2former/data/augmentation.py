@@ -134,8 +134,9 @@ class LargeScaleJitter:
     """Resize to fit a random multiple of `size`, then cut at random what is larger than `size`.
 
     Sources: detectron2's ResizeScale for the size. Its FixedSizeCrop draws one number for both
-    axes, so that its crops lie on a diagonal; here as in "Simple Copy-Paste" (Ghiasi et al. 2021),
-    whose jitter it is, there is one for each. The padding to `size` is done in the batch.
+    axes, so that its crops lie on a diagonal; the code that it follows, `resize_and_crop_image` of
+    tensorflow/tpu, draws one for each, and so does this. The padding to `size` is done in the
+    batch.
     """
 
     size: Size

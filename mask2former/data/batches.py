@@ -9,6 +9,7 @@ worker processes, or on the number of processes that train.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -108,6 +109,7 @@ class Loader:
             sampler=firsts,
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
+            worker_init_fn=_outlast_signals,
             pin_memory=torch.cuda.is_available(),
             # It draws a seed for the workers, which must not come out of the training's numbers.
             generator=torch.Generator(),
@@ -121,6 +123,13 @@ class Loader:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+
+
+def _outlast_signals(worker: int) -> None:
+    """Ctrl-C and cluster managers signal all processes of a run. What that means, the one that
+    trains decides; it may want batches for the rest of its step. Workers end when it does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Batches(data.Dataset):

@@ -142,14 +142,15 @@ def test_jitter_resizes_to_fit_the_scaled_square_and_cuts_a_part_of_that():
 def test_jitter_draws_scales_evenly_and_offsets_of_the_two_axes_apart():
     sample = pixel_numbers(30, 30)
     jitter = LargeScaleJitter((30, 30))
-    results = [jitter(sample, rng(seed)) for seed in range(400)]
+    generator = rng()
+    results = [jitter(sample, generator) for _ in range(2000)]
     heights = np.array([result.size[0] for result in results])
-    # Scales 0.1 to 2.0: below 1, nine in nineteen; measured 0.48, deviation 0.025.
-    assert abs((heights < 30).mean() - 9 / 19) < 0.08
+    # Heights below 30 come of scales from 0.1 to 29.5 / 30, of 0.1 to 2: 0.465, deviation 0.011.
+    assert abs((heights < 30).mean() - (29.5 / 30 - 0.1) / 1.9) < 0.035
     assert heights.min() == 3
     corners = np.array([divmod(int(r.masks[0, 0]), 30) for r in results if r.size == (30, 30)])
-    assert abs(np.corrcoef(corners[:, 0], corners[:, 1])[0, 1]) < 0.6  # both grow with the scale
-    assert (np.abs(corners[:, 0] - corners[:, 1]) > 7).any()
+    assert (corners[:, 0] - corners[:, 1]).max() > 10
+    assert (corners[:, 0] - corners[:, 1]).min() < -10
 
 
 def test_jitter_keeps_a_pixel_of_the_thinnest_image():
@@ -164,6 +165,12 @@ def test_crop_resizes_the_shortest_edge_to_the_lengths_listed():
     assert sizes == {(20, 40), (35, 70)}  # 40 x 80 would be too long
     crop = ResizedCrop((16, 32), (40,), longest=160)
     assert {crop(pixel_numbers(30, 60), rng(seed)).size for seed in range(5)} == {(16, 32)}
+
+
+def test_a_crop_can_lie_anywhere_in_the_image():
+    step = ResizedCrop((2, 2), (3,), 4, max_ratio=1.0)
+    places = {int(step(pixel_numbers(3, 4), rng(seed)).masks[0, 0]) for seed in range(60)}
+    assert places == {0, 1, 2, 4, 5, 6}
 
 
 def test_paper_lengths_of_the_shortest_edge():
@@ -189,7 +196,7 @@ def test_category_ratio_holds_where_a_crop_can_meet_it():
     shares = [largest_share(step(sample, rng(s)).masks.numpy(), classes) for s in range(60)]
     anything = ResizedCrop((24, 24), (64,), 64, max_ratio=1.0)
     free = [largest_share(anything(sample, rng(s)).masks.numpy(), classes) for s in range(60)]
-    # Crops at random are too uniform 3 times in 4, so that ten tries fail in 6 of 100.
+    # Of crops at random 0.69 are too uniform, of 2000; ten tries fail in 0.02.
     assert np.mean(np.array(free) > 0.75) > 0.6
     assert np.mean(np.array(shares) > 0.75) < 0.15
     # Crowds are no class: without the right one there is only one class, and any crop is taken.

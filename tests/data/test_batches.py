@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from itertools import chain
 
@@ -187,16 +190,22 @@ def test_the_random_numbers_of_training_are_left_alone():
     assert (np.random.get_state()[1] == before[1]).all()
 
 
-def test_workers_change_nothing_and_their_errors_stay_one_sentence(files):
-    """One pool of two processes for both, because each takes seconds to start."""
+def test_workers_change_nothing_outlast_signals_and_their_errors_stay_one_sentence(files):
+    """One pool of two processes for all, because each takes seconds to start."""
     alone = list(loader(files, steps=40))
     together = iter(loader(files, steps=40, workers=2))
     for batch in alone[:3]:
         assert_same(batch, next(together))
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+    for batch in alone[3:12]:  # more than were made ahead
+        assert_same(batch, next(together))
     files.paths[5].unlink()
     with pytest.raises(DataError) as error:
-        for batch in alone[3:]:
+        for batch in alone[12:]:
             assert_same(batch, next(together))
+    assert not multiprocessing.active_children()
     assert type(error.value) is DataError
     assert str(error.value) == (
         f"{files.paths[5]} cannot be read (No such file or directory); is the file complete?"
