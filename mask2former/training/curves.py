@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from mask2former.files import replacing
-from mask2former.training.watcher import parts_of
+from mask2former.training.watcher import headlines, parts_of
 
 INK, FAINT, GRID = "#1f2328", "#6e7781", "#eaeef2"
 # Okabe and Ito (2008), which stay apart for colour-blind readers.
@@ -76,8 +76,8 @@ def _draw_lr(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_metrics(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each metric, with its last value in the legend."""
-    names = dict.fromkeys(name for record in records for name in record["metrics"])
+    """A line for each metric that tells most, with its last value in the legend."""
+    names = headlines(dict.fromkeys(name for record in records for name in record["metrics"]))
     looks = zip(cycle(COLOURS), (style for style in STYLES for _ in COLOURS), strict=False)
     for name, (colour, style) in zip(names, looks, strict=False):
         pairs = [(record["step"], record["metrics"].get(name)) for record in records]

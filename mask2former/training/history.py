@@ -71,7 +71,7 @@ class History(Watcher):
         if not self.draws:
             self.report(
                 f"The curves in {self.path} are not drawn, because matplotlib is not installed; "
-                'pip install "mask2former[train]".'
+                "pip install mask2former[train]."
             )
 
     def _write_means(self) -> None:

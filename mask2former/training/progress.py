@@ -10,9 +10,10 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from mask2former.training.watcher import StepAverages, Watcher, parts_of
+from mask2former.training.watcher import StepAverages, Watcher, headlines, parts_of
 
-SMOOTHED_STEPS = 20  # that the figures are means of, at least
+SMOOTHED_STEPS = 20  # that the figures are means of
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 class Progress(Watcher):
@@ -43,7 +44,7 @@ class Progress(Watcher):
             self._say(self._line(step))
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in headlines(metrics))
         self._say(f"step {step}/{self.steps}: {figures}")
 
     def close(self) -> None:
@@ -55,8 +56,7 @@ class Progress(Watcher):
             self.bar = tqdm(
                 total=self.steps,
                 initial=step - 1,
-                desc="training",
-                unit="step",
+                bar_format=BAR,
                 file=self.stream,
                 dynamic_ncols=True,
             )

@@ -158,7 +158,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
     Raises:
         DataError: accelerate is not installed.
-        RecipeError: the device does not have the precision, or the batch cannot be divided.
+        RecipeError: the devices do not have the precision or cannot synchronise batch norms, or
+            the batch cannot be divided.
     """
     require_package("accelerate", "Training", "mask2former[train]")
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -186,6 +187,10 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         raise RecipeError(
             f"batch_size / gradient_accumulation is {recipe.images_per_pass}, which cannot be "
             f"divided among {accelerator.num_processes} processes; change either."
+        )
+    if recipe.sync_batch_norm and accelerator.num_processes > 1 and device.type == "cpu":
+        raise RecipeError(
+            "sync_batch_norm is on, but torch cannot synchronise batch norms on CPUs; turn it off."
         )
     return accelerator
 

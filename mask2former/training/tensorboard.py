@@ -86,7 +86,7 @@ class TensorBoard(Watcher):
         if find_spec("tensorboard") is None:
             self.report(
                 "Nothing is written for TensorBoard, because it is not installed; "
-                'pip install "mask2former[train]".'
+                "pip install mask2former[train]."
             )
             return
         from torch.utils.tensorboard import SummaryWriter

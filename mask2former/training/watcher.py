@@ -16,6 +16,9 @@ PARTS = {
     "dice": "loss_dice",
 }
 
+# The metrics that are shown where there is no room for all.
+HEADLINES = "pq", "pq_things", "pq_stuff", "ap", "ap50", "boundary_ap", "miou"
+
 
 class Watcher:
     """Told how a run goes, on the first process only; this one ignores it all.
@@ -104,6 +107,11 @@ def by_prediction(losses: Mapping[str, float]) -> list[tuple[str, str, float]]:
             if match and value is not None:
                 found.append((part, match[1] or "last", value))
     return found
+
+
+def headlines(metrics: Mapping[str, float]) -> list[str]:
+    """The names of the most telling metrics; all if none of those is known here."""
+    return [name for name in HEADLINES if name in metrics] or list(metrics)
 
 
 def memory_in_use() -> int:

@@ -150,7 +150,7 @@ def test_without_matplotlib_the_run_goes_on_with_one_sentence(tmp_path, monkeypa
     assert said == []  # processes other than the first are told nothing
     run(watcher, range(1, 5), evaluate_every=2)
     watcher.close()
-    assert len(said) == 1 and 'pip install "mask2former[train]"' in said[0]
+    assert len(said) == 1 and "pip install mask2former[train]" in said[0]
     assert not (tmp_path / "curves.png").exists()
     assert len(contents(tmp_path)) == 6
 

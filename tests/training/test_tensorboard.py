@@ -89,7 +89,7 @@ def test_without_tensorboard_the_run_goes_on_with_one_sentence(tmp_path, monkeyp
     watcher.on_evaluation(1, {"pq": 0.5})
     watcher.on_samples(1, {"a": Image.new("RGB", (4, 4))})
     watcher.close()
-    assert len(said) == 1 and 'pip install "mask2former[train]"' in said[0]
+    assert len(said) == 1 and "pip install mask2former[train]" in said[0]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,7 +97,7 @@ def test_tensorboard_that_is_asked_for_must_be_there(tmp_path, monkeypatch):
     from mask2former import optional
 
     monkeypatch.setattr(optional, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r'tensorboard, .*pip install "mask2former\[train\]"'):
+    with pytest.raises(DataError, match=r"tensorboard, .*pip install mask2former\[train\]"):
         TensorBoard(tmp_path, required=True)
 
 

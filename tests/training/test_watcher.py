@@ -6,6 +6,7 @@ import torch
 from mask2former.training.watcher import (
     StepAverages,
     by_prediction,
+    headlines,
     memory_in_use,
     parts_of,
 )
@@ -62,6 +63,11 @@ def test_the_parts_of_a_models_losses_add_up_to_its_loss():
     losses = {name: loss.item() for name, loss in output.loss_dict.items()}
     assert sum(parts_of(losses).values()) == pytest.approx(output.loss.item(), rel=1e-5)
     assert len(by_prediction(losses)) == len(losses)
+
+
+def test_headlines_are_the_most_telling_metrics_or_all():
+    assert headlines({"sq": 0.1, "miou": 0.2, "pq": 0.3, "rq": 0.4}) == ["pq", "miou"]
+    assert headlines({"f1": 0.1, "accuracy": 0.2}) == ["f1", "accuracy"]
 
 
 def test_memory_is_that_of_the_process_or_the_most_on_the_gpu(monkeypatch):
