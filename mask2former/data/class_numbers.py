@@ -55,12 +55,14 @@ class ClassNumbers:
         return classes
 
     def _refuse(self, number: int, where: str) -> None:
+        between = "to" if self.void else "and"  # without void there are 0 and 255 alone
+        void = f", and void is {self.void[-1]}" if self.void else ""
         hint = ""
         if number == self.values[-1] + 1 and self.values[0] == 0:
             hint = " If the classes are numbered from 1 and 0 is void, use --reduce-labels."
         raise DataError(
             f"{where} has the number {number}, but the {len(self.names)} classes ({self.source}) "
-            f"are {self.values[0]} to {self.values[-1]}, and void is {self.void[-1]}.{hint}"
+            f"are {self.values[0]} {between} {self.values[-1]}{void}.{hint}"
         )
 
 
@@ -137,7 +139,16 @@ def _numbered(found: set[int], reduce_labels: bool, folder: Path) -> list[str]:
             f"The label maps in {folder} have numbers up to {highest}; write the names of the "
             "classes into classes.txt, one in a line, to say how many there are."
         )
-    return [str(number) for number in range(reduce_labels, highest + 1)]
+    names = [str(number) for number in range(reduce_labels, highest + 1)]
+    occurring = len(found - {_VOID_NUMBER} - ({0} if reduce_labels else set()))
+    if 4 * occurring < len(names):
+        warnings.warn(
+            f"Only {occurring} of the {len(names)} numbers up to {highest} occur in the label maps "
+            f"in {folder}, and each of the {len(names)} is taken as a class. Are they shades of "
+            "grey? Then number the classes 0, 1, 2, ...; else write their names into classes.txt.",
+            stacklevel=3,
+        )
+    return names
 
 
 def _distinct_numbers(

@@ -6,7 +6,6 @@ _annotations.coco.json among the images of each split.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ from mask2former.data.coco_json import (
     read_categories,
     read_images,
     split_of,
+    values_of,
 )
 from mask2former.data.coco_mask import (
+    MOST,
     Segmentation,
     check_polygon,
     check_run_lengths,
@@ -82,15 +83,14 @@ class CocoInstances(SegmentationDataset):
         require_mask_api()
         self.file = file
         image_list, annotations, categories = lists(read_json(file), file)
-        used = {a.get("category_id") for a in annotations if isinstance(a, dict)}
-        categories = read_categories(categories, used, file)
+        categories = read_categories(categories, values_of(annotations, "category_id"), file)
         self.category_ids = [category["id"] for category in categories]
         self.id2label = {label: category["name"] for label, category in enumerate(categories)}
         self.thing_label_ids = list(self.id2label)
         bad = BadRecords(skip_bad)
         folder = images or find_images(image_list, file)
         entries = read_images(image_list, folder, file, bad)
-        listed = {image.get("id") for image in image_list if isinstance(image, dict)}
+        listed = values_of(image_list, "id")
         objects = self._read_annotations(annotations, entries, listed, bad)
         self._records = PackedRecords(
             (entry, objects.get(number, [])) for number, entry in entries.items()
@@ -168,7 +168,7 @@ def check_measures(annotation: dict[str, Any], where: str) -> float | None:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and -MOST < value < MOST
 
 
 def check_segmentation(

@@ -35,6 +35,12 @@ def field(record: Any, key: str, kinds: type | tuple[type, ...], where: str) -> 
     return value
 
 
+def values_of(records: list[Any], key: str) -> set[int | str]:
+    """The numbers and texts that records, some damaged perhaps, have under a key."""
+    values = (record.get(key) for record in records if isinstance(record, dict))
+    return {value for value in values if isinstance(value, (int, str))}
+
+
 def lists(values: dict[str, Any], file: Path) -> list[list[Any]]:
     """The file's images, annotations and categories; DataError if one is missing."""
     return [
@@ -51,7 +57,9 @@ def split_of(file: Path) -> str:
     return split if kind in ("instances", "panoptic") and split else file.stem
 
 
-def read_categories(categories: list[Any], used: set[Any], file: Path) -> list[dict[str, Any]]:
+def read_categories(
+    categories: list[Any], used: set[int | str], file: Path
+) -> list[dict[str, Any]]:
     """The checked categories in the order of their ids, which is that of the classes.
 
     Args:
@@ -62,7 +70,7 @@ def read_categories(categories: list[Any], used: set[Any], file: Path) -> list[d
     Raises:
         DataError: an id or a name is missing, or there twice.
     """
-    parents = {c.get("supercategory") for c in categories if isinstance(c, dict)}
+    parents = values_of(categories, "supercategory")
     kept, names = {}, set()
     for category in categories:
         number = field(category, "id", int, f"{file}: a category")
@@ -128,7 +136,7 @@ def find_images(images: list[Any], file: Path, not_here: Path | None = None) -> 
     names = [image["file_name"] for image in images if isinstance(image, dict)
              and isinstance(image.get("file_name"), str)]  # fmt: skip
     probes = names[:: max(1, math.ceil(len(names) / _PROBES))]
-    found = {folder: sum((folder / name).is_file() for name in probes) for folder in candidates}
+    found = {folder: sum(os.path.isfile(folder / name) for name in probes) for folder in candidates}
     if not any(found.values()):
         example = f"none has {probes[0]}" if probes else f"{file} lists none"
         raise DataError(

@@ -10,6 +10,8 @@ import numpy as np
 from mask2former.errors import DataError
 from mask2former.optional import require_package
 
+MOST = 1e300  # beyond it, a number of a JSON file counts as infinite
+
 Polygon = list[float]
 # Either polygons, whose union is the mask, or run lengths {"size": [height, width], "counts": ...}.
 Segmentation = list[Polygon] | dict[str, Any]
@@ -31,13 +33,14 @@ def check_polygon(points: Any, size: tuple[int, int], where: str) -> None:
     Raises:
         DataError: it is not.
     """
-    if not isinstance(points, list) or not all(isinstance(value, (int, float)) for value in points):
+    if not isinstance(points, list) or not set(map(type, points)) <= {int, float}:
         raise DataError(f"{where}: a polygon must be a list of numbers x1, y1, x2, y2, ...")
     if len(points) < 6 or len(points) % 2:
         raise DataError(
             f"{where}: a polygon of {len(points)} numbers; x and y of at least 3 points are needed."
         )
-    if not all(map(math.isfinite, points)):
+    # The sum is nan if one of them is; the limits keep it from overflowing.
+    if not (min(points) > -MOST and max(points) < MOST and math.isfinite(sum(points))):
         raise DataError(f"{where}: a polygon with a coordinate that is not finite.")
     height, width = size
     left, right, top, bottom = (
@@ -82,7 +85,7 @@ def decode(segmentation: Segmentation, size: tuple[int, int], where: str) -> np.
         else:
             rle = segmentation
         return mask_api.decode(rle).astype(bool)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # what the C++ code throws
         raise DataError(f"{where}: its mask cannot be decoded ({error}).") from error
 
 

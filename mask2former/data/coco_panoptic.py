@@ -21,6 +21,7 @@ from mask2former.data.coco_json import (
     read_categories,
     read_images,
     split_of,
+    values_of,
 )
 from mask2former.data.dataset import VOID, Sample, SegmentationDataset
 from mask2former.data.records import BadRecords, Listing, PackedRecords, read_pixels
@@ -36,10 +37,10 @@ def find_splits(root: Path) -> dict[str, Path]:
     """The panoptic files below a folder by split; of a file, those named like it beside it too."""
     if root.is_file():
         family = root.parent.glob("panoptic_*.json") if root.name.startswith("panoptic_") else []
-        files = {root, *(file for file in family if label_folder(file))}
+        files = {root, *(file for file in family if png_folder(file))}
     else:
         candidates = [*root.glob("annotations/*.json"), *root.glob("*.json")]
-        files = {f for f in candidates if label_folder(f) and looks_like_panoptic(f)}
+        files = {f for f in candidates if png_folder(f) and looks_like_panoptic(f)}
     return {split_of(file): file for file in sorted(files)}
 
 
@@ -48,7 +49,7 @@ def looks_like_panoptic(file: Path) -> bool:
     return b'"segments_info"' in file.read_bytes()
 
 
-def label_folder(file: Path) -> Path | None:
+def png_folder(file: Path) -> Path | None:
     """The folder of a panoptic file's PNG files, which has its name, if there is one."""
     places = (file.parent / file.stem, file.parent.parent / file.stem)
     return next((place for place in places if place.is_dir()), None)
@@ -71,7 +72,7 @@ class CocoPanoptic(SegmentationDataset):
     def __init__(self, file: Path, images: Path | None = None, skip_bad: bool = False) -> None:
         self.file = file
         image_list, annotations, categories = lists(read_json(file), file)
-        maps = label_folder(file)
+        maps = png_folder(file)
         if maps is None:
             raise DataError(f"{file} has no folder {file.stem} beside it; put its PNG files there.")
         categories = read_categories(categories, _used(annotations), file)
@@ -83,7 +84,7 @@ class CocoPanoptic(SegmentationDataset):
         bad = BadRecords(skip_bad)
         folder = images or find_images(image_list, file, not_here=maps)
         entries = read_images(image_list, folder, file, bad)
-        listed = {image.get("id") for image in image_list if isinstance(image, dict)}
+        listed = values_of(image_list, "id")
         records = self._read_annotations(annotations, entries, listed, maps, bad)
         self._require_all(entries, annotations, bad)
         self._records = PackedRecords(records)
@@ -123,7 +124,7 @@ class CocoPanoptic(SegmentationDataset):
         self, entries: dict[Any, ImageEntry], annotations: list[Any], bad: BadRecords
     ) -> None:
         """Whether every image has an annotation, good or bad."""
-        annotated = {a.get("image_id") for a in annotations if isinstance(a, dict)}
+        annotated = values_of(annotations, "image_id")
         for number, entry in entries.items():
             with bad:
                 if number not in annotated:
@@ -160,16 +161,11 @@ def _is_thing(category: dict[str, Any], file: Path) -> bool:
     return bool(value)
 
 
-def _used(annotations: list[Any]) -> set[Any]:
+def _used(annotations: list[Any]) -> set[int | str]:
     """Category ids that occur in the annotations."""
-    return {
-        segment.get("category_id")
-        for annotation in annotations
-        if isinstance(annotation, dict)
-        and isinstance(segments := annotation.get("segments_info"), list)
-        for segment in segments
-        if isinstance(segment, dict)
-    }
+    segments = (a.get("segments_info") for a in annotations if isinstance(a, dict))
+    lists_of_segments = (entry for entry in segments if isinstance(entry, list))
+    return set().union(*(values_of(entry, "category_id") for entry in lists_of_segments))
 
 
 def _segments(annotation: dict[str, Any], labels: dict[int, int], where: str) -> list[tuple]:

@@ -45,13 +45,19 @@ def find_splits(root: Path) -> dict[str, Folders]:
     if pair is None:
         below = {folder.name: _pair(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
         return {split: pair for split, pair in below.items() if pair and _has_labels(pair)}
+    inside = sorted(pair.images.iterdir())
     splits = {
         folder.name: Folders(folder, pair.labels / folder.name)
-        for folder in sorted(pair.images.iterdir())
+        for folder in inside
         if folder.is_dir() and (pair.labels / folder.name).is_dir()
     }
-    splits = splits or {ONLY_SPLIT: pair}
+    if not splits or any(_is_image(file) for file in inside):
+        splits = {ONLY_SPLIT: pair}
     return {split: pair for split, pair in splits.items() if _has_labels(pair)}
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
 
 
 def _pair(root: Path) -> Folders | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mask2former.data import (
     cityscapes,
@@ -77,18 +79,20 @@ def open_dataset(
             f"reduce_labels (--reduce-labels) is for semantic label maps, and {path} has none; "
             "leave it out."
         )
-    if kind in ("instances", "panoptic"):
-        folder = None if images is None else _existing_folder(Path(images))
-        opener = coco.CocoInstances if kind == "instances" else coco_panoptic.CocoPanoptic
-        dataset = opener(splits[split], folder, skip_bad)
-    elif kind == "cityscapes":
-        dataset = cityscapes.Cityscapes(splits[split], skip_bad)
-    elif kind == "yolo":
-        dataset = yolo.Yolo(splits[split], split, skip_bad)
-    elif kind == "label_folder":
-        dataset = label_folder.open_split(path, split, reduce_labels, skip_bad)
-    else:
-        dataset = huggingface.open_split(path, split, reduce_labels, skip_bad)
+    folder = None if images is None else _existing_folder(Path(images))
+    with _clear_os_errors(path):
+        if kind == "instances":
+            dataset = coco.CocoInstances(splits[split], folder, skip_bad)
+        elif kind == "panoptic":
+            dataset = coco_panoptic.CocoPanoptic(splits[split], folder, skip_bad)
+        elif kind == "cityscapes":
+            dataset = cityscapes.Cityscapes(splits[split], skip_bad)
+        elif kind == "yolo":
+            dataset = yolo.Yolo(splits[split], split, skip_bad)
+        elif kind == "label_folder":
+            dataset = label_folder.open_split(path, split, reduce_labels, skip_bad)
+        else:
+            dataset = huggingface.open_split(path, split, reduce_labels, skip_bad)
     if len(dataset) == 0:
         raise DataError(f"{path} has no image in {split!r} that could be used; check the files.")
     return dataset
@@ -103,11 +107,11 @@ def available_splits(path: str | os.PathLike[str]) -> list[str]:
     return list(_recognise(Path(path))[1])
 
 
-def _recognise(path: Path) -> tuple[str, dict[str, Path] | dict[str, label_folder.Folders]]:
-    """The format of a data set, and where its splits are."""
-    if not path.exists():
-        raise DataError(f"{path} does not exist; check the path.")
-    try:
+def _recognise(path: Path) -> tuple[str, Any]:
+    """The format of a data set, and its splits: their names, for most formats with their places."""
+    with _clear_os_errors(path):
+        if not path.exists():
+            raise DataError(f"{path} does not exist; check the path.")
         if path.is_file():
             return _recognise_file(path)
         for kind, form in _FORMATS.items():
@@ -115,9 +119,18 @@ def _recognise(path: Path) -> tuple[str, dict[str, Path] | dict[str, label_folde
                 if kind == "panoptic":
                     _require_no_instances(path, splits)
                 return kind, splits
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}).") from error
     raise DataError(f"{path} holds no data set of a known format: {_KNOWN}.")
+
+
+@contextmanager
+def _clear_os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"{error.filename or path} cannot be read ({reason}); check path and permissions."
+        ) from error
 
 
 def _require_no_instances(path: Path, panoptic: dict[str, Path]) -> None:

@@ -85,16 +85,8 @@ class Yolo(SegmentationDataset):
                 labels = _label_file(image)
                 records.append((image, labels if listing.has(labels) else None))
         self._records = PackedRecords(records)
-        self._find_orphans({_label_file(image) for image in images}, bad)
+        _find_orphans({image.parent: _label_file(image).parent for image in images}, bad)
         self.skipped = bad.reasons
-
-    def _find_orphans(self, expected: set[Path], bad: BadRecords) -> None:
-        for folder in sorted({labels.parent for labels in expected}):
-            for labels in sorted(folder.glob("*.txt")):
-                with bad:
-                    # Labelling tools put the names of the classes beside the labels.
-                    if labels not in expected and labels.name != "classes.txt":
-                        raise DataError(f"{labels} has no image.")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -148,7 +140,7 @@ def _images(values: dict[str, Any], split: str, file: Path) -> tuple[Path, list[
         if path.is_dir():
             images += [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
         elif path.is_file():
-            lines = path.read_text(encoding="utf-8").split("\n")
+            lines = _lines(path)
             images += [path.parent / line.strip() for line in lines if line.strip()]
         else:
             raise DataError(f"{file}: {split} is {place}, but there is no {path}; mend the path.")
@@ -166,23 +158,37 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
+def _find_orphans(folders: dict[Path, Path], bad: BadRecords) -> None:
+    """Whether every label file, in folders of images and of their labels, has an image."""
+    for images, labels in folders.items():
+        stems = {image.stem for image in images.iterdir()} if images.is_dir() else set()
+        for file in sorted(labels.glob("*.txt")):
+            with bad:
+                # Labelling tools put the names of the classes beside the labels.
+                if file.stem not in stems and file.name != "classes.txt":
+                    raise DataError(f"{file} has no image.")
+
+
 def read_polygons(file: Path, classes: int) -> list[tuple[int, int, np.ndarray]]:
     """(line from 1, class, points float64 (P, 2) as x, y in [0, 1]) of the objects of a label file.
 
     Raises:
         DataError: a line is not a class below `classes` and the points of a polygon.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({error}); write it again.") from error
     objects = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(file), start=1):
         fields = line.split()
         if fields:
             label, points = _read_line(fields, classes, f"{file}, line {number}")
             objects.append((number, label, points))
     return objects
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read ({error}); write it again.") from error
 
 
 def _read_line(fields: list[str], classes: int, where: str) -> tuple[int, np.ndarray]:
