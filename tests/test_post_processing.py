@@ -364,6 +364,16 @@ def test_row_7_instance_masks_honour_the_mask_threshold(mask_threshold, expected
     assert result["segments_info"][0]["score"] == pytest.approx(0.9 * mean, abs=1e-5)
 
 
+def test_as_many_pairs_of_query_and_label_are_candidates_as_are_asked_for():
+    outputs = made_outputs((0, 0.9, [0.9] * 4), (1, 0.5, [0.9] * 4))
+    outputs.class_queries_logits[0, 0, 2] = outputs.class_queries_logits[0, 0, 0] - 1
+    for count, labels in ((1, [0]), (None, [0, 1]), (3, [0, 1, 2]), (100, [0, 1, 2, 0, 1, 2])):
+        found = instance_segmentation(outputs, 0.0, return_coco_annotation=True, candidates=count)[
+            0
+        ]["segments_info"]
+        assert sorted(s["label_id"] for s in found) == sorted(labels), count
+
+
 def test_row_7_instances_hidden_by_others_are_left_out_of_the_map():
     outputs = made_outputs((0, 0.9, [0.9, 0.9, 0.9, 0.01]), (1, 0.8, [0.01, 0.9, 0.9, 0.9]))
     assert instance_segmentation(outputs)[0]["segmentation"].tolist() == [[0, 0, 0, -1]]

@@ -184,7 +184,9 @@ def _write_report(results, about: dict, segmenter, dataset, args: argparse.Names
         write_text(
             args.out / "evaluation.json", json.dumps(as_json(results, about), indent=2) + "\n"
         )
-        if worst is not None:
+        if worst is None:
+            (args.out / "worst.png").unlink(missing_ok=True)  # of another evaluation
+        else:
             save_png(worst, args.out / "worst.png")
     except OSError as error:
         raise DataError(
