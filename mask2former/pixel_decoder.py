@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask2former.configuration import Mask2FormerConfig
+from mask2former.feed_forward import feed_forward
 from mask2former.gradient_checkpointing import LayerStack, recomputed
 from mask2former.padding import cell_mask, group_norm, resize, without_padding
 from mask2former.position import sine_position_embedding
@@ -60,14 +61,14 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         levels = spatial_shapes, level_start_index, padding
         x = recomputed(self._attend, x, position, reference_points, *levels)
-        return self.final_norm(x + recomputed(self._feed_forward, x))
+        return self.final_norm(x + self._feed_forward(x))
 
     def _attend(self, x: Tensor, position: Tensor, reference: Tensor, *levels) -> Tensor:
         attended = self.self_attn(x + position, reference, x, *levels)
         return self.self_attn_norm(x + self.dropout(attended))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.dropout(F.relu(self.fc1(x), inplace=True))))
+        return self.dropout(feed_forward(x, self.fc1, F.relu, self.fc2, self.dropout))
 
 
 def reference_points(valid: list[Tensor], dtype: torch.dtype) -> Tensor:

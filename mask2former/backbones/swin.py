@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mask2former.activations import ACTIVATIONS
 from mask2former.backbone_configuration import SwinConfig
+from mask2former.feed_forward import feed_forward
 from mask2former.gradient_checkpointing import LayerStack, recomputed
 from mask2former.padding import cell_mask, without_padding
 
@@ -18,9 +19,6 @@ from mask2former.padding import cell_mask, without_padding
 # sides. The published weights were trained with -100, whose probability of 4e-44 is as nothing in
 # the result, but is a denormal number in float32, with which a processor is 70 times as slow.
 SHIFT_PENALTY = -200.0
-# Elements of a map that go through an MLP at once, or one image: what is inside is four times as
-# wide, and the backward pass holds it four times.
-FEED_ELEMENTS = 1 << 21
 
 
 def partition_windows(x: Tensor, size: int) -> Tensor:
@@ -161,13 +159,12 @@ class SwinBlock(nn.Module):
         )[:, None, None]
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.activation(self.fc1(self.norm2(x)))))
+        return self.dropout(feed_forward(self.norm2(x), self.fc1, self.activation, self.fc2))
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """`x` (N, H, W, C); `valid` bool (N, H, W), True where there is image."""
         x = x + self.drop_path(recomputed(self._attend, x, valid))
-        parts = x.split(max(1, FEED_ELEMENTS // x[0].numel()))
-        return x + torch.cat([recomputed(self._feed_forward, part) for part in parts])
+        return x + self._feed_forward(x)
 
 
 class PatchMerging(nn.Module):
