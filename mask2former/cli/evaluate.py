@@ -47,7 +47,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--model", required=True, help="model folder or Hugging Face name")
+    add("--model", help="model folder or Hugging Face name (default: the bundled small model)")
     add("--data", required=True, type=Path, help="folder or annotation file of the data set")
     add("--split", help="the part of the data set (default: val, or the only one)")
     add("--images", type=Path, help="folder of the images, where the data set does not say")
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         if rank > 0:
             return 0
         about = {
-            "model": args.model,
+            "model": args.model or "bundled",
             "data": str(args.data),
             "split": args.split,
             "task": dataset.task,
