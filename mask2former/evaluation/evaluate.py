@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -99,23 +99,23 @@ def evaluate(
     metrics = check_metrics(dataset, metrics)
     segmenter = Segmenter(model, processor, dataset, threshold, mask_threshold, overlap_threshold)
     rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if gather else (0, 1)
-    tally = _Tally(dataset, metrics)
-    with _evaluating(model):
-        share = range(rank, len(dataset), ranks)
-        for index in tqdm(share, "evaluating", unit="image", disable=not progress or rank > 0):
-            try:
-                sample = dataset[index]
-            except DataError as error:
-                if not skip_bad:
-                    raise
-                tally.skipped.append(str(error))
-            else:
-                tally.take(index, sample, segmenter)
+    tally, failure = _Tally(dataset, metrics), None
+    share = range(rank, len(dataset), ranks)
+    shown = tqdm(share, "evaluating", unit="image", disable=not progress or rank > 0)
+    try:
+        with _evaluating(model):
+            tally.take_all(dataset, shown, segmenter, skip_bad)
+    except DataError as error:
+        if not gather:
+            raise
+        failure = error  # for the others, too, who would wait
     if gather:
-        tallies: list[_Tally] = [None] * ranks
-        distributed.all_gather_object(tallies, tally)
+        found: list[tuple[_Tally, DataError | None]] = [None] * ranks
+        distributed.all_gather_object(found, (tally, failure))
         tally = _Tally(dataset, metrics)
-        for other in tallies:
+        for other, error in found:
+            if error is not None:
+                raise error
             tally.add(other)
     return tally.results(dataset)
 
@@ -175,6 +175,23 @@ class _Tally:
 
     def _mean_iou(self) -> MeanIoU:
         return MeanIoU(self.labels, ignore_label=VOID)
+
+    def take_all(
+        self,
+        dataset: SegmentationDataset,
+        indices: Iterable[int],
+        segmenter: Segmenter,
+        skip_bad: bool,
+    ) -> None:
+        for index in indices:
+            try:
+                sample = dataset[index]
+            except DataError as error:
+                if not skip_bad:
+                    raise
+                self.skipped.append(str(error))
+            else:
+                self.take(index, sample, segmenter)
 
     def take(self, index: int, sample: Sample, segmenter: Segmenter) -> None:
         """Segment one image and count what is right and wrong in it."""

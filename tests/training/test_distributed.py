@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from mask2former import Mask2FormerForUniversalSegmentation, SwinConfig
+from mask2former.training.devices import make_accelerator
 from mask2former.training.recipe import Recipe, RecipeError
-from mask2former.training.run import make_accelerator
 from tests.reference import make_labels, tiny_model
 
 RANKS = 2
