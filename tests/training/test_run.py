@@ -62,6 +62,10 @@ class Diary(Watcher):
         self.closed += 1
 
 
+def constant_figure(model) -> Evaluation:
+    return Evaluation({"pq": 0.5})
+
+
 def saved_steps(out) -> list[str]:
     return sorted(path.name for path in (out / "checkpoints").iterdir())
 
@@ -207,6 +211,65 @@ def test_the_best_model_is_kept(tmp_path):
     best = saved_model(tmp_path).state_dict()
     assert all(torch.equal(best[name], tensor) for name, tensor in seen[4].items())
     assert not all(torch.equal(best[name], tensor) for name, tensor in seen[6].items())
+
+
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(tmp_path):
+    def lost(model):
+        raise DataError("val/7.png is lost.")
+
+    seen = []
+
+    def evaluate(model):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return Evaluation({"pq": 1.0 / len(seen)})
+
+    with pytest.raises(DataError, match="val/7.png is lost"):
+        train_scenes(tmp_path, evaluate=lost)
+    assert saved_steps(tmp_path) == ["step-000002"]
+    weights = load_newest(tmp_path / "checkpoints", pytest.fail).weights
+    diary = Diary()
+    outcome = train_scenes(tmp_path, evaluate=evaluate, watchers=[diary], resume=True)
+    assert list(diary.metrics) == [2, 4, 6]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in seen[0].items())
+    assert outcome.best["step"] == 2
+
+
+@pytest.mark.parametrize("at", [4, 6])
+def test_a_run_that_is_stopped_saves_at_once_and_evaluates_when_it_is_resumed(at, tmp_path):
+    def kill(step: int) -> None:
+        if step == at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped, resumed = Diary(kill), Diary()
+    options = {"recipe": RECIPE.replace(save_every=9), "evaluate": constant_figure}
+    outcome = train_scenes(tmp_path, watchers=[stopped], **options)
+    assert (outcome.step, outcome.finished) == (at, False)
+    assert saved_steps(tmp_path) == [f"step-{at:06d}"]
+    assert list(stopped.metrics) == list(range(2, at, 2))
+    assert train_scenes(tmp_path, watchers=[resumed], resume=True, **options).finished
+    assert list(resumed.metrics) == list(range(at, 7, 2))
+
+
+def test_the_best_model_is_known_to_a_run_that_goes_on_from_before_it(tmp_path):
+    def break_at_six(step: int) -> None:
+        if step == 5:
+            raise Stop
+
+    recipe = RECIPE.replace(save_every=3, evaluate_every=4)
+    with pytest.raises(Stop):
+        train_scenes(tmp_path, recipe, evaluate=constant_figure, watchers=[Diary(break_at_six)])
+    assert saved_steps(tmp_path) == ["step-000003"]
+    best = saved_model(tmp_path)
+    outcome = train_scenes(tmp_path, recipe, evaluate=constant_figure, resume=True)
+    assert outcome.best == {"step": 4, "metrics": {"pq": 0.5}}
+    assert same_weights(saved_model(tmp_path), best)
+
+
+def test_a_metric_that_there_is_not_can_be_corrected(tmp_path):
+    with pytest.raises(RecipeError, match="best_metric is 'ap'; there are pq"):
+        train_scenes(tmp_path, RECIPE.replace(best_metric="ap"), evaluate=constant_figure)
+    recipe = RECIPE.replace(best_metric="pq")
+    assert train_scenes(tmp_path, recipe, evaluate=constant_figure, resume=True).finished
 
 
 def test_evaluation_changes_no_weight(tmp_path):
