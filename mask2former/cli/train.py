@@ -25,6 +25,7 @@ Fine-tune a model on a data set. This writes into the output folder:
                      data to evaluate it on, else the newest
   checkpoints/       what --resume goes on from
   recipe.yaml        all settings
+  evaluated.json     metrics of the best model
   history.jsonl, curves.png, tensorboard/
 
 The model gets the data set's classes, and keeps what it knows of those it has by the same name.

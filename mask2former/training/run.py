@@ -95,8 +95,9 @@ def train(
 ) -> Outcome:
     """Train a model, on whatever devices Accelerate finds or was launched on.
 
-    Writes `out`/recipe.yaml, `out`/checkpoints and `out`/model, a folder for `from_pretrained`.
-    SIGTERM and SIGINT end the run after the step, with a checkpoint; a second SIGINT at once.
+    Writes `out`/recipe.yaml, `out`/checkpoints, `out`/model, a folder for `from_pretrained`, and
+    `out`/evaluated.json, the best metrics so far. SIGTERM and SIGINT end the run after the step,
+    with a checkpoint; a second SIGINT at once. What fails in one process ends all.
 
     Args:
         model: trained in place; on several devices with FSDP its parameters move to shards.
@@ -313,14 +314,19 @@ class _Run:
         metrics = evaluation.metrics
         self._tell("on_evaluation", metrics)
         self._tell("on_samples", evaluation.pictures)
-        name = self.recipe.best_metric or next(iter(metrics))
-        if name not in metrics:
-            raise RecipeError(f"best_metric is {name!r}; there are {', '.join(metrics)}.")
+        worth = self._worth(metrics)
+        better = self.best is None or worth > self._worth(self.best["metrics"])
         self.evaluated = self.state.step
-        better = self.best is None or _known(metrics[name]) > _known(self.best["metrics"][name])
         if better:
             self.best = {"step": self.state.step, "metrics": metrics}
         self.write(partial(self._write_evaluated, weights if better else None))
+
+    def _worth(self, metrics: dict[str, float]) -> float:
+        """What chooses the best model; nan, which could not be measured, is worse than anything."""
+        name = self.recipe.best_metric or next(iter(metrics))
+        if name not in metrics:
+            raise RecipeError(f"best_metric is {name!r}; there are {', '.join(metrics)}.")
+        return -math.inf if math.isnan(metrics[name]) else metrics[name]
 
     def save(self) -> None:
         """Write a checkpoint, and the model unless a better one was found by evaluation."""
@@ -341,6 +347,8 @@ class _Run:
         self.state.restore(checkpoint)
         record = together(self.accelerator, self._read_evaluated)
         self.best, self.evaluated = record["best"], min(record["step"], self.state.step)
+        if self.best is not None:
+            self._worth(self.best["metrics"])  # refuses a metric that there is not
 
     def write(self, write: Callable[[], None]) -> None:
         """Have the first process write files, and all know of it if the disk is full."""
@@ -379,11 +387,6 @@ class _Run:
         self.config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         save_weights(folder, to_huggingface(weights, self.config))
-
-
-def _known(metric: float) -> float:
-    """What could not be measured, nan, is worse than anything."""
-    return -math.inf if math.isnan(metric) else metric
 
 
 def _nothing(*_: str) -> None:

@@ -40,7 +40,8 @@ def trained(tiny_model, data, tmp_path_factory):
 
 def test_a_run_writes_what_it_says(trained):
     assert {path.name for path in trained.iterdir()} == {
-        *("checkpoints", "curves.png", "history.jsonl", "model", "recipe.yaml", "tensorboard"),
+        *("checkpoints", "curves.png", "evaluated.json", "history.jsonl", "model", "recipe.yaml"),
+        "tensorboard",
     }
     recipe = Recipe(**read_recipe(trained / "recipe.yaml"))
     assert (recipe.steps, recipe.ema, recipe.precision) == (4, 0.9, recipe.precision)

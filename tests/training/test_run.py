@@ -3,6 +3,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mask2former import (
     SwinConfig,
 )
 from mask2former.errors import DataError
-from mask2former.training.checkpoint import load_newest
+from mask2former.training.checkpoint import has_checkpoint, load_newest
 from mask2former.training.recipe import Recipe, RecipeError, read_recipe
 from mask2former.training.run import Evaluation
 from mask2former.training.watcher import Watcher
@@ -268,6 +269,10 @@ def test_the_best_model_is_known_to_a_run_that_goes_on_from_before_it(tmp_path):
 def test_a_metric_that_there_is_not_can_be_corrected(tmp_path):
     with pytest.raises(RecipeError, match="best_metric is 'ap'; there are pq"):
         train_scenes(tmp_path, RECIPE.replace(best_metric="ap"), evaluate=constant_figure)
+    with pytest.raises(RecipeError, match="best_metric is 'pg'; there are pq"):
+        train_scenes(
+            tmp_path, RECIPE.replace(best_metric="pg"), evaluate=constant_figure, resume=True
+        )
     recipe = RECIPE.replace(best_metric="pq")
     assert train_scenes(tmp_path, recipe, evaluate=constant_figure, resume=True).finished
 
@@ -350,6 +355,43 @@ def test_a_second_interrupt_ends_the_run_at_once(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train_scenes(tmp_path, watchers=[Diary(interrupt_twice)])
+
+
+@pytest.mark.parametrize("moment", ["evaluating", "checkpoint", "best model"])
+def test_an_interrupt_while_it_evaluates_or_saves_leaves_the_run_whole(
+    moment, tmp_path, monkeypatch
+):
+    def interrupt(*_) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def evaluate(model):
+        if moment == "evaluating":
+            interrupt()
+        return Evaluation({"pq": float(model.class_predictor.weight.detach().sum())})
+
+    run, folder = tmp_path / "run", {"checkpoint": "checkpoints", "best model": "model"}
+    replace = os.replace
+
+    def replaced(source, target) -> None:
+        if folder.get(moment) == Path(target).parent.name and has_checkpoint(run / "checkpoints"):
+            interrupt()
+        replace(source, target)
+
+    whole, resumed = scene_model(), scene_model()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replaced)
+        with pytest.raises(KeyboardInterrupt):
+            train_scenes(run, evaluate=evaluate)
+    assert list((run / "checkpoints").glob(".*")) == list((run / "model").glob(".*")) == []
+    assert saved_steps(run) == ["step-000002"]
+    saved_model(run)
+    moment = "later"
+    assert train_scenes(run, model=resumed, evaluate=evaluate, resume=True).finished
+    outcome = train_scenes(tmp_path / "whole", model=whole, evaluate=evaluate)
+    assert same_weights(whole, resumed)
+    assert same_weights(saved_model(run), saved_model(tmp_path / "whole"))
+    assert outcome.best["step"] in (2, 4, 6)
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(tmp_path):
