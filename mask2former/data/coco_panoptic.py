@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mask2former.data.coco import check_measures
+from mask2former.data.coco import check_crowd, check_measures
 from mask2former.data.coco_json import (
     ImageEntry,
     field,
@@ -181,8 +181,8 @@ def _segments(annotation: dict[str, Any], labels: dict[int, int], where: str) ->
             what = "there twice" if number in seen else f"out of range, 1 to {2**24 - 1}"
             raise DataError(f"{named} is {what}.")
         seen.add(number)
-        area = check_measures(segment, named)
-        segments.append((number, labels[category], bool(segment.get("iscrowd", 0)), area))
+        crowd, area = check_crowd(segment, named), check_measures(segment, named)
+        segments.append((number, labels[category], crowd, area))
     return segments
 
 

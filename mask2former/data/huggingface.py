@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mask2former.data.class_numbers import ClassNumbers, find_class_numbers, read_names
-from mask2former.data.coco import check_measures, check_segmentation
+from mask2former.data.coco import check_crowd, check_measures, check_segmentation
 from mask2former.data.coco_mask import decode, require_mask_api
 from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.data.label_folder import ONLY_SPLIT
@@ -228,4 +228,4 @@ class InstanceRows(_Rows):
             )
         segmentation = check_segmentation(entry, mask.shape, where, BadRecords(self.skip_bad))
         mask[:] = decode(segmentation, mask.shape, where)
-        return label, bool(entry.get("iscrowd")), check_measures(entry, where)
+        return label, check_crowd(entry, where), check_measures(entry, where)

@@ -119,6 +119,7 @@ def set_annotation(key, value):
         (set_segment("id", 2**24), "is out of range, 1 to 16777215"),
         (set_segment("area", -1), "segment 5 has the area -1"),
         (set_segment("bbox", [0, 0, -1, 2]), "segment 5 has the bbox"),
+        (set_segment("iscrowd", "0"), "segment 5 has '0' as 'iscrowd'"),
         (set_annotation("file_name", "b.png"), "image x: there is no file .*b.png"),
         (set_annotation("image_id", "y"), "image y is of an image that is not listed"),
         (set_annotation("segments_info", None), "image x has None as 'segments_info'"),
