@@ -18,6 +18,7 @@ from mask2former.data.coco_json import (
     field,
     find_images,
     lists,
+    path_of,
     read_categories,
     read_images,
     split_of,
@@ -112,9 +113,10 @@ class CocoPanoptic(SegmentationDataset):
                     raise DataError(f"{where} is of an image that is not listed.")
                 if image in seen:
                     raise DataError(f"{where} is not its only one.")
-                path = os.path.normpath(maps / field(annotation, "file_name", str, where))
-                if not listing.has(path):
-                    raise DataError(f"{where}: there is no file {path}.")
+                name = field(annotation, "file_name", str, where)
+                path = path_of(name, maps, listing.has)
+                if path is None:
+                    raise DataError(f"{where}: there is no file {os.path.normpath(maps / name)}.")
                 segments = _segments(annotation, labels, where)
                 seen.add(image)
                 records.append((entries[image], Path(path), segments))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -82,6 +82,17 @@ class Listing:
             is_folder = os.path.isdir(folder)
             self._names[folder] = set(os.listdir(folder)) if is_folder else set()
         return name in self._names[folder]
+
+
+def files_below(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """The files with such suffixes, in letters of any case, in a folder and in those below it.
+
+    Links to folders are followed; hidden files are left out, of which macOS puts one beside each.
+    """
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+                yield Path(parent, name)
 
 
 def read_pixels(path: Path, size: tuple[int, int] | None = None, by: str = "") -> Tensor:

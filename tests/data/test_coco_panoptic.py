@@ -141,6 +141,12 @@ def test_a_bad_record_is_refused_or_its_image_left_out(root, change, reason):
     assert len(dataset.skipped) in (1, 2)  # an annotation without image leaves one without it
 
 
+def test_names_of_maps_may_be_paths_of_windows(root):
+    values = content()
+    values["annotations"][0]["file_name"] = r"C:\annotations\panoptic_val\a.png"
+    assert len(opened(root, values)[0].labels) == 3
+
+
 def test_things_must_be_told_from_stuff(root):
     values = content()
     del values["categories"][0]["isthing"]

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.data.records import BadRecords, Listing, PackedRecords, read_pixels
+from mask2former.data.records import (
+    BadRecords,
+    Listing,
+    PackedRecords,
+    files_below,
+    read_pixels,
+)
 from mask2former.errors import DataError
 from tests.data.files import write_picture
 
@@ -24,6 +30,17 @@ def test_bad_records_are_left_out_with_their_reasons():
             good.append(number)
     assert good == [0, 2]
     assert bad.reasons == ["1 is odd.", "3 is odd."]
+
+
+def test_files_below_a_folder_may_be_behind_links_and_have_suffixes_in_capitals(tmp_path):
+    for name in ("in/a.png", "in/._a.png", "in/deep/b.JPG", "in/c.txt", "out/d.png"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
+    found = files_below(tmp_path / "in", (".png", ".jpg"))
+    names = sorted(file.relative_to(tmp_path / "in").as_posix() for file in found)
+    assert names == ["a.png", "deep/b.JPG", "link/d.png"]
 
 
 def test_no_other_exception_is_swallowed():
