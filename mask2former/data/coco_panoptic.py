@@ -199,7 +199,8 @@ def _read_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
     if (colours.height, colours.width) != tuple(size):
         raise DataError(
             f"{path} is {colours.height}x{colours.width} (height x width) but its image is "
-            f"{size[0]}x{size[1]}; write it again at that size."
+            f"{size[0]}x{size[1]}; write it again at that size, upright if the image is turned by "
+            "an EXIF orientation."
         )
     return rgb_to_id_map(colours)
 

@@ -40,7 +40,8 @@ def label_array(image: Image.Image, name: str, size: tuple[int, int] | None) -> 
     if size is not None and values.shape != tuple(size):
         raise DataError(
             f"{name} is {values.shape[0]}x{values.shape[1]} (height x width) but its image is "
-            f"{size[0]}x{size[1]}; give every image a label map of its own size."
+            f"{size[0]}x{size[1]}; give every image a label map of its own size, upright if it is "
+            "turned by an EXIF orientation."
         )
     return values
 

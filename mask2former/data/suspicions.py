@@ -15,6 +15,7 @@ _BACKGROUND_NAMES = {
 _VOID_SHARE = 0.5  # of all pixels: more is suspicious where every pixel should have a class
 _ONE_CLASS_SHARE = 0.98  # of the labelled pixels
 _FULL_SHARE = 0.1  # of a class's things
+_CROWD_SHARE = 0.5  # of all things
 
 
 def suspicions(found: Inspection) -> list[str]:
@@ -36,7 +37,8 @@ def _of_files(found: Inspection) -> Iterator[str]:
     if found.wrong_areas:
         yield (
             f"{_some(found.wrong_areas, 'segment')} not half or more than twice as large as the "
-            "annotation file says; check that it was made for images of this size."
+            "annotation file says; check that it was made for images of this size, and that its "
+            "areas are not those of boxes."
         )
     if found.unlabelled_images:
         yield (
@@ -70,8 +72,16 @@ def _of_labels(found: Inspection) -> Iterator[str]:
             f"{_some([count.name for count in unseen], 'class')} never seen; "
             "remove them from the list of classes, or annotate some."
         )
+    things = [count for count in seen if count.is_thing]
+    total, crowds = sum(c.segments for c in things), sum(c.crowds for c in things)
+    if crowds > _CROWD_SHARE * total:
+        yield (
+            f"{crowds} of the {total} things are crowds, which training leaves out; give those "
+            "that are one object an iscrowd of 0 (some tools write 1 for every painted mask)."
+        )
+    binary = found.task == "semantic" and len(found.classes) == 2  # has nothing but background
     for count in found.classes:
-        if count.name.strip().lower() in _BACKGROUND_NAMES:
+        if count.name.strip().lower() in _BACKGROUND_NAMES and not binary:
             yield (
                 f"{_name(count)} is a class of its own, which the model would learn to find; if "
                 "it means that nothing is annotated there, make it void (--reduce-labels if it "

@@ -65,6 +65,20 @@ def test_a_class_that_means_nothing(name):
     assert repr(name) in warning and "void" in warning
 
 
+def test_a_background_that_is_one_of_two_classes_of_label_maps_is_sound():
+    assert semantic(sample([[0, 1]], [0, 1]), classes={0: "background", 255: "cat"}) == []
+
+
+def test_things_that_are_crowds_mostly():
+    masks = torch.eye(4, dtype=torch.bool)[:, None].tolist()
+    for crowds, warnings in ((2, 0), (3, 1)):
+        crowd = [place < crowds for place in range(4)]
+        one = sample(masks, [0] * 4, crowd=crowd)
+        found = warnings_of(one, task="instance", classes={1: "cat"}, things={"cat"})
+        assert len(found) == warnings
+    assert "3 of the 4 things are crowds" in found[0] and "iscrowd of 0" in found[0]
+
+
 def test_binary_masks_of_0_and_255():
     (warning,) = semantic(sample([[0, 0, VOID]], [0]), classes={0: "paper"})
     assert "'paper'" in warning and "0 and 255" in warning
