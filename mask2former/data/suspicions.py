@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mask2former.data.inspection import ClassCount, Inspection
 
+# Without underscores before and after, which labelme and others put there.
 _BACKGROUND_NAMES = {
     *("background", "bg", "void", "ignore", "ignored", "unlabeled", "unlabelled", "none"),
-    "__background__",
 }
 _VOID_SHARE = 0.5  # of all pixels: more is suspicious where every pixel should have a class
 _ONE_CLASS_SHARE = 0.98  # of the labelled pixels
@@ -61,11 +61,12 @@ def _of_labels(found: Inspection) -> Iterator[str]:
             f"Every class occurs but the last, {_name(last)}: the labels may be one too low; "
             "check the order of the names and that labels were not reduced twice."
         )
-    if first in unseen and (unseen == [first] or found.task == "semantic"):
+    is_map = found.task == "semantic"
+    if first in unseen and (unseen == [first] or is_map) and not _is_background(first):
         unseen.remove(first)
         yield (
             f"The first class, {_name(first)}, never occurs: the labels may be one too high; "
-            "if they count from 1, give --reduce-labels or subtract one."
+            f"if they count from 1, {'give --reduce-labels or ' if is_map else ''}subtract one."
         )
     if unseen:
         yield (
@@ -79,13 +80,13 @@ def _of_labels(found: Inspection) -> Iterator[str]:
             f"{crowds} of the {total} things are crowds, which training leaves out; give those "
             "that are one object an iscrowd of 0 (some tools write 1 for every painted mask)."
         )
-    binary = found.task == "semantic" and len(found.classes) == 2  # has nothing but background
-    for count in found.classes:
-        if count.name.strip().lower() in _BACKGROUND_NAMES and not binary:
+    binary = is_map and len(found.classes) == 2  # but for its background it has one class
+    for count in seen:
+        if _is_background(count) and not binary:
+            remedy = "make it void (--reduce-labels if it is label 0)" if is_map else "leave it out"
             yield (
                 f"{_name(count)} is a class of its own, which the model would learn to find; if "
-                "it means that nothing is annotated there, make it void (--reduce-labels if it "
-                "is label 0)."
+                f"it means that nothing is annotated there, {remedy}."
             )
 
 
@@ -117,6 +118,10 @@ def _of_pixels(found: Inspection) -> Iterator[str]:
                 f"{count.full} of the {count.segments} segments of {_name(count)} cover their "
                 "whole image; check that masks and background are not swapped."
             )
+
+
+def _is_background(count: ClassCount) -> bool:
+    return count.name.strip(" _").lower() in _BACKGROUND_NAMES
 
 
 def _name(count: ClassCount) -> str:
