@@ -152,6 +152,8 @@ def find_images(images: list[Any], file: Path, not_here: Path | None = None) -> 
         for folder in dict.fromkeys([*likely, file.parent, root, *folders])
         if folder != not_here and folder.is_dir()
     ]
+    if not images:
+        raise DataError(f"{file} lists no images; export it again.")
     names = [image["file_name"] for image in images if isinstance(image, dict)
              and isinstance(image.get("file_name"), str)]  # fmt: skip
     probes = names[:: max(1, math.ceil(len(names) / _PROBES))]

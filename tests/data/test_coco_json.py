@@ -160,6 +160,12 @@ def test_names_too_long_for_a_file_are_no_images(tmp_path):
     assert find_images([image(name="x" * 5000), image()], file) == tmp_path
 
 
+def test_a_file_without_images_is_said_to_be_one(tmp_path):
+    file = write_json(tmp_path / "labels.json", {})
+    with pytest.raises(DataError, match="labels.json lists no images; export it again."):
+        find_images([], file)
+
+
 def test_images_that_are_nowhere_are_said_with_the_remedy(tmp_path):
     file = write_json(tmp_path / "labels.json", {})
     with pytest.raises(DataError, match="labels.json .*none has a.png.* --images"):
