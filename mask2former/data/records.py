@@ -48,17 +48,19 @@ class BadRecords:
 
 
 class PackedRecords(Sequence[Any]):
-    """Python objects in one block of bytes.
+    """Python objects in one block of bytes, which worker processes share.
 
-    A list of many small objects would be copied into every worker process of a loader, because
-    reading an object changes its reference count and so the memory that it lies in
-    (https://github.com/pytorch/pytorch/issues/13246).
+    A list of many small objects would be copied into every forked worker process of a loader,
+    because reading an object changes its reference count and so the memory that it lies in
+    (https://github.com/pytorch/pytorch/issues/13246). Spawned ones are sent a copy of everything
+    but the memory of tensors.
     """
 
     def __init__(self, records: Iterable[Any]) -> None:
         packed = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
         self._edges = np.cumsum([0, *map(len, packed)])
-        self._block = b"".join(packed)
+        block = bytearray().join(packed)
+        self._block = torch.from_numpy(np.frombuffer(block, np.uint8))
 
     def __len__(self) -> int:
         return len(self._edges) - 1
@@ -67,7 +69,7 @@ class PackedRecords(Sequence[Any]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"Record {index} of {len(self)} was asked for.")
         index %= len(self)
-        return pickle.loads(self._block[self._edges[index] : self._edges[index + 1]])
+        return pickle.loads(self._block.numpy()[self._edges[index] : self._edges[index + 1]])
 
 
 class Listing:
