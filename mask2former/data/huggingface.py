@@ -27,6 +27,7 @@ from mask2former.data.label_map import class_segments, label_array
 from mask2former.data.records import BadRecords
 from mask2former.errors import DataError
 from mask2former.files import read_json
+from mask2former.image_file import DECODING_ERRORS
 from mask2former.image_input import image_tensor
 from mask2former.optional import require_package
 
@@ -116,7 +117,7 @@ def _records(lists: dict[str, list[Any] | None], where: str) -> list[dict[str, A
 def _row(rows: Any, index: int, where: str) -> dict[str, Any]:
     try:
         return rows[index]
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise
+    except (OSError, Image.DecompressionBombError, *DECODING_ERRORS) as error:
         raise DataError(f"{where} cannot be decoded ({error}); save it again.") from error
 
 

@@ -167,6 +167,13 @@ def test_damaged_images_are_named(tmp_path):
         open_dataset(tmp_path)[0]
 
 
+def test_images_too_large_to_decode_are_named(tmp_path, monkeypatch):
+    instance_rows().save_to_disk(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match="all, row 0 cannot be decoded .*exceeds limit"):
+        open_dataset(tmp_path)[0]
+
+
 def test_other_columns_are_listed(tmp_path):
     datasets.Dataset.from_dict({"text": ["a"], "label": [1]}).save_to_disk(tmp_path)
     with pytest.raises(DataError, match="has the columns text, label; wanted are an image"):
