@@ -7,10 +7,9 @@ import random
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from mask2former.data.dataset import VOID, Sample, SegmentationDataset
+from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.errors import DataError
 from mask2former.visualization import draw_segments
 
@@ -74,7 +73,7 @@ def _tile(sample: Sample, dataset: SegmentationDataset) -> Image.Image:
     picture = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
     scale = TILE / max(picture.size)
     size = tuple(max(1, round(scale * side)) for side in picture.size)
-    id_map = Image.fromarray(_id_map(sample))
+    id_map = Image.fromarray(sample.id_map().numpy())
     if scale < 1:
         picture = picture.resize(size, Image.Resampling.BICUBIC)
         id_map = id_map.resize(size, Image.Resampling.NEAREST)
@@ -96,16 +95,6 @@ def _darkened(picture: Image.Image, where: np.ndarray) -> Image.Image:
     """A picture that is dark in the pixels `where` (H, W) is True."""
     factor = np.where(where, np.float32(_DARKNESS), np.float32(1))
     return Image.fromarray((np.asarray(picture) * factor[..., None]).astype(np.uint8))
-
-
-def _id_map(sample: Sample) -> np.ndarray:
-    """Segment numbers from 1, or 0 where there is none, int32 (H, W); smaller masks on top."""
-    if sample.masks.dim() == 2:
-        return (sample.masks.clamp(min=VOID) + 1).to(torch.int32).numpy()
-    ids = torch.zeros(sample.size, dtype=torch.int32)
-    for segment in sample.masks.flatten(1).sum(1).argsort(descending=True, stable=True).tolist():
-        ids[sample.masks[segment]] = segment + 1
-    return ids.numpy()
 
 
 def _segments(sample: Sample, dataset: SegmentationDataset) -> list[dict]:

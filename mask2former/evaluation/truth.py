@@ -18,12 +18,7 @@ def panoptic_truth(sample: Sample) -> tuple[Tensor, list[dict[str, Any]]]:
 
     Of the masks of a sample without label map the smaller ones lie on top.
     """
-    ids = torch.zeros(sample.size, dtype=torch.int32)
-    if sample.masks.dim() == 2:
-        ids = (sample.masks.clamp(min=VOID) + 1).to(torch.int32)
-    else:
-        for segment in sample.masks.flatten(1).sum(1).argsort(descending=True, stable=True):
-            ids[sample.masks[segment]] = int(segment) + 1
+    ids = sample.id_map()
     present = ids.unique().tolist()
     segments = [
         {
