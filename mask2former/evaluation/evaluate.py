@@ -12,12 +12,13 @@ from torch import distributed, nn
 from tqdm import tqdm
 
 from mask2former.data.dataset import VOID, Sample, SegmentationDataset, Task
+from mask2former.data.sample_picture import id_map
 from mask2former.errors import DataError
 from mask2former.evaluation.average_precision import AveragePrecision, Instances
 from mask2former.evaluation.mean_iou import MeanIoU
 from mask2former.evaluation.panoptic_quality import PanopticQuality
 from mask2former.evaluation.segmenter import Segmenter
-from mask2former.evaluation.truth import panoptic_truth, semantic_truth, true_instances
+from mask2former.evaluation.truth import semantic_truth, true_instances
 from mask2former.image_processing import Mask2FormerImageProcessor
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
 
@@ -188,9 +189,7 @@ class _Tally:
         if self.panoptic is not None:
             predicted = segmenter.panoptic(logits)
             one = self._panoptic_quality()
-            one.update(
-                predicted["segmentation"], predicted["segments_info"], *panoptic_truth(sample)
-            )
+            one.update(predicted["segmentation"], predicted["segments_info"], *id_map(sample))
             self.panoptic.add(one)
             scores["pq"] = one.compute()["pq"]
         if self.semantic is not None:

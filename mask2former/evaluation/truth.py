@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,30 +10,6 @@ from torch import Tensor
 from mask2former.data.dataset import VOID, Sample
 from mask2former.evaluation.average_precision import Instances
 from mask2former.run_length import mask_to_rle
-
-
-def panoptic_truth(sample: Sample) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Segment ids from 1, 0 for void, int32 (H, W), and the segments that have a pixel.
-
-    Of the masks of a sample without label map the smaller ones lie on top.
-    """
-    ids = torch.zeros(sample.size, dtype=torch.int32)
-    if sample.masks.dim() == 2:
-        ids = (sample.masks.clamp(min=VOID) + 1).to(torch.int32)
-    else:
-        for segment in sample.masks.flatten(1).sum(1).argsort(descending=True, stable=True):
-            ids[sample.masks[segment]] = int(segment) + 1
-    present = ids.unique().tolist()
-    segments = [
-        {
-            "id": segment,
-            "label_id": int(sample.labels[segment - 1]),
-            "iscrowd": int(sample.crowd[segment - 1]),
-        }
-        for segment in present
-        if segment > 0
-    ]
-    return ids, segments
 
 
 def semantic_truth(sample: Sample) -> Tensor:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from mask2former import BUNDLED_MODEL
 from mask2former.cli import main
+from mask2former.data.sample_picture import id_map
 from mask2former.data.synthetic import SceneDataset
-from mask2former.evaluation.truth import panoptic_truth
 from mask2former.run_length import mask_to_rle
 from mask2former.visualization import id_map_to_rgb
 
@@ -31,7 +31,7 @@ def data(tmp_path_factory):
     for number in range(len(dataset)):
         sample = dataset[number]
         save_image(sample, folder / "val" / f"{number}.png")
-        ids, segments = panoptic_truth(sample)
+        ids, segments = id_map(sample)
         Image.fromarray(id_map_to_rgb(ids)).save(folder / "panoptic_val" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "height": 96, "width": 96})
         annotations.append(
