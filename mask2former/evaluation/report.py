@@ -154,7 +154,7 @@ def _prediction(
     sample: Sample, results: Results, segmenter: Segmenter, dataset: SegmentationDataset
 ) -> Image.Image:
     """The sample with the predictions that its score is about."""
-    logits = segmenter(sample)
+    logits = segmenter(sample.image, sample.name)
     if results.score == "miou":
         ids = segmenter.semantic(logits).cpu() + 1
         segments = [{"id": i, "label_id": i - 1} for i in ids.unique().tolist()]

@@ -8,10 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import distributed
 
 from mask2former import BUNDLED_MODEL
 from mask2former.cli import main
+from mask2former.cli.evaluate import _processes
 from mask2former.data.sample_picture import id_map
 from mask2former.data.synthetic import SceneDataset
 from mask2former.run_length import mask_to_rle
@@ -182,6 +185,7 @@ def test_bad_samples_can_be_skipped(evaluate, data, tmp_path, capsys):
         (["--size", "800,600"], "800,600 is not the short and the long side"),
         (["--size", "big"], "'big' is not an integer above 0"),
         (["--worst", "0"], "'0' is not an integer above 0"),
+        (["--workers", "-1"], "'-1' is not an integer from 0 on"),
         (["--threshold", "2"], "2 is not between 0 and 1"),
         (["--reduce-labels"], "reduce_labels"),
         (["--device", "quantum"], "quantum"),
@@ -202,6 +206,7 @@ def test_of_several_splits_the_one_for_validation_is_meant(evaluate, data, tmp_p
     shutil.copytree(folder / "val", folder / "train")
     shutil.copy(folder / "panoptic_val.json", folder / "panoptic_train.json")
     assert evaluate(folder, "--metrics", "miou") == 0
+    assert report(tmp_path)["split"] == "val"
     (folder / "panoptic_val.json").rename(folder / "panoptic_test.json")
     (folder / "panoptic_val").rename(folder / "panoptic_test")
     (folder / "val").rename(folder / "test")
@@ -210,6 +215,52 @@ def test_of_several_splits_the_one_for_validation_is_meant(evaluate, data, tmp_p
         evaluate(folder, "--metrics", "miou")
     complaint = capsys.readouterr().err
     assert "test" in complaint and "train" in complaint and "--split" in complaint
+
+
+def test_of_two_splits_for_validation_one_must_be_chosen(evaluate, data, tmp_path, capsys):
+    folder = shutil.copytree(data, tmp_path / "copy")
+    for name in ("panoptic_val2014", "panoptic_val2017"):
+        shutil.copytree(folder / "panoptic_val", folder / name)
+        shutil.copy(folder / "panoptic_val.json", folder / f"{name}.json")
+    (folder / "panoptic_val.json").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        evaluate(folder)
+    assert "val2014, val2017; say which with --split" in capsys.readouterr().err
+
+
+def test_yolo_is_measured_on_its_validation_images_even_where_nothing_is_annotated(
+    evaluate, tmp_path, capsys
+):
+    pytest.importorskip("faster_coco_eval")
+    dataset = SceneDataset(SCENES[:2], size=96, task="instance")
+    for index, split in enumerate(("train", "val")):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        save_image(dataset[index], tmp_path / "images" / split / f"{split}.png")
+    names = list(dataset.id2label.values())
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text(f"train: images/train\nval: images/val\nnames: [{', '.join(names)}]\n")
+    assert evaluate(yaml) == 0
+    about = report(tmp_path)
+    assert about["split"] == "val"
+    assert [image["image"] for image in about["images"]] == ["images/val/val.png"]
+    assert about["figures"]["ap"] is None
+    assert "AP -" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", [None, "cuda"])
+def test_every_process_of_torchrun_takes_its_own_gpu(monkeypatch, asked):
+    taken = []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.setattr("mask2former.cli.inference.choose_device", torch.device)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(distributed, name, lambda *arguments: None)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 3)
+    with _processes(asked) as (device, rank, ranks):
+        assert (device, rank, ranks) == (torch.device("cuda:3"), 3, 4)
+    assert taken == [device]
 
 
 def test_bad_data_and_other_classes_are_named(evaluate, data, tiny_model, tmp_path, capsys):

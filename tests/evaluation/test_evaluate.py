@@ -251,6 +251,26 @@ def test_samples_that_cannot_be_read_are_passed_over_if_that_is_wanted():
     assert results.figures["pq"] == 1
 
 
+def test_images_read_ahead_measure_the_same_and_their_errors_stay_one_sentence():
+    samples = [memory.sample([[0, 1], [2, VOID]], [0, 1, 2], noise=i) for i in range(3)]
+    answers = [right_answers(sample)[i:] for i, sample in enumerate(samples)]
+    alone = measure(samples, answers)
+    assert alone.figures["pq"] < 1
+    ahead = measure(["b.png is damaged.", *samples], answers, skip_bad=True, workers=2)
+    assert ahead.skipped == ["b.png is damaged."]
+    assert [image["index"] for image in ahead.images] == [1, 2, 3]
+    np.testing.assert_equal([ahead.figures, ahead.classes], [alone.figures, alone.classes])
+
+
+def test_evaluating_leaves_the_random_numbers_of_a_training_alone():
+    sample = memory.sample([[0, 1]], [0, 2])
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    measure([sample], [[]])
+    assert torch.equal(torch.rand(4), expected)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_evaluates_and_is_left_in_its_mode(training):
     sample = memory.sample([[0, 1]], [0, 2])
@@ -302,7 +322,7 @@ def test_instance_maps_show_what_is_sure_with_the_surer_on_top(scenes):
     model = OracleModel([sample], answers, dict(enumerate(NAMES)))
     dataset = MemoryDataset([sample], things=("cat", "dog"))
     segmenter = Segmenter(model, untouched_pixels(), dataset)
-    found = segmenter.instance_map(segmenter(sample))
+    found = segmenter.instance_map(segmenter(sample.image, sample.name))
     assert found["segmentation"].tolist() == [[2, 1, 1, 1]]
     assert [(s["id"], s["label_id"]) for s in found["segments_info"]] == [(1, 1), (2, 0)]
 
