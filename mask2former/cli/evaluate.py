@@ -201,14 +201,13 @@ def _write_report(results, about: dict, segmenter, dataset, args: argparse.Names
 
     table = class_table(results)
     print(table)
-    worst = draw_worst_images(results, segmenter, dataset, args.worst)
+    text = json.dumps(as_json(results, about), indent=2, allow_nan=False)
     try:
         write_text(args.out / "evaluation.txt", table + "\n")
-        text = json.dumps(as_json(results, about), indent=2, allow_nan=False)
         write_text(args.out / "evaluation.json", text + "\n")
-        if worst is None:
-            (args.out / "worst.png").unlink(missing_ok=True)  # of another evaluation
-        else:
+        (args.out / "worst.png").unlink(missing_ok=True)  # of another evaluation
+        worst = draw_worst_images(results, segmenter, dataset, args.worst)
+        if worst is not None:
             save_png(worst, args.out / "worst.png")
     except OSError as error:
         raise DataError(

@@ -14,9 +14,11 @@ from torch import distributed
 
 from mask2former import BUNDLED_MODEL
 from mask2former.cli import main
-from mask2former.cli.evaluate import _processes
+from mask2former.cli.evaluate import METRICS, _processes
 from mask2former.data.sample_picture import id_map
 from mask2former.data.synthetic import SceneDataset
+from mask2former.errors import DataError
+from mask2former.evaluation.evaluate import METRIC_TASKS
 from mask2former.run_length import mask_to_rle
 from mask2former.visualization import id_map_to_rgb
 
@@ -139,6 +141,22 @@ def test_table_json_and_picture_are_written(evaluate, data, tmp_path, capsys):
     assert [image["image"] for image in about["images"]] == ["0.png", "1.png", "2.png"]
     with Image.open(out / "worst.png") as picture:
         assert picture.width > picture.height / 2
+
+
+def test_figures_are_written_before_the_picture_is_drawn(evaluate, data, tmp_path, monkeypatch):
+    def vanished(*arguments):
+        raise DataError("1.png is gone.")
+
+    monkeypatch.setattr("mask2former.evaluation.report.draw_worst_images", vanished)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "worst.png").touch()
+    assert evaluate(data, "--metrics", "miou") == 1
+    assert report(tmp_path)["figures"]["miou"] > 0.4
+    assert not (tmp_path / "out" / "worst.png").exists()  # of another evaluation
+
+
+def test_the_command_takes_every_metric_that_there_is():
+    assert tuple(METRIC_TASKS) == METRICS
 
 
 def test_the_task_decides_the_metrics_and_a_model_of_stuff_too_does(

@@ -21,7 +21,7 @@ from mask2former.image_processing import Mask2FormerImageProcessor
 from mask2former.run_length import mask_to_rle
 from mask2former.synthetic import ID2LABEL
 from tests.data import memory
-from tests.data.memory import MemoryDataset
+from tests.data.memory import CountingScenes, MemoryDataset
 from tests.evaluation.oracle import OracleModel, right_answers, untouched_pixels
 from tests.evaluation.test_panoptic_quality import brute_force, random_case
 from tests.reference import tiny_model
@@ -260,6 +260,14 @@ def test_images_read_ahead_measure_the_same_and_their_errors_stay_one_sentence()
     assert ahead.skipped == ["b.png is damaged."]
     assert [image["index"] for image in ahead.images] == [1, 2, 3]
     np.testing.assert_equal([ahead.figures, ahead.classes], [alone.figures, alone.classes])
+
+
+def test_images_are_not_kept():
+    dataset = CountingScenes(range(6), size=32)
+    samples = [SceneDataset(range(6), size=32)[i] for i in range(6)]
+    model = OracleModel(samples, [right_answers(sample) for sample in samples], ID2LABEL)
+    evaluate(model, untouched_pixels(), dataset, ALL, progress=False)
+    assert dataset.most_alive <= 2  # one is read before the last is let go
 
 
 def test_evaluating_leaves_the_random_numbers_of_a_training_alone():
