@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mask2former.cli.errors import UsageError
@@ -147,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
         )
         if rank > 0:
             return 0
+        results = replace(results, skipped=[*dataset.skipped, *results.skipped])
         about = {
             "model": args.model,
             "data": str(args.data),
@@ -214,7 +216,7 @@ def _write_report(results, about: dict, segmenter, dataset, args: argparse.Names
             f"The results cannot be written to {args.out} ({error.strerror}); make room and check "
             "permissions, or give another --out."
         ) from error
-    for reason in (*dataset.skipped, *results.skipped):
+    for reason in results.skipped:
         print(f"mask2former: skipped: {reason}", file=sys.stderr)
     count = len(results.images)
     print(f"{count} {'image' if count == 1 else 'images'}; the report is in {args.out}")

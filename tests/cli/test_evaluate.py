@@ -187,13 +187,16 @@ def test_size_and_thresholds_reach_the_model(evaluate, data, tmp_path):
 def test_bad_samples_can_be_skipped(evaluate, data, tmp_path, capsys):
     folder = shutil.copytree(data, tmp_path / "copy")
     (folder / "val" / "1.png").write_bytes(b"no picture")
+    (folder / "panoptic_val" / "2.png").unlink()  # which is found out at opening
     assert evaluate(folder, "--metrics", "miou") == 1
-    assert "1.png" in capsys.readouterr().err.splitlines()[-1]
+    assert "2.png" in capsys.readouterr().err.splitlines()[-1]
     assert evaluate(folder, "--metrics", "miou", "--skip-bad") == 0
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[-1].startswith("2 images; ")
-    assert "mask2former: skipped: " in printed.err
-    assert len(report(tmp_path)["skipped"]) == 1
+    assert printed.out.splitlines()[-1].startswith("1 image; ")
+    skipped = report(tmp_path)["skipped"]
+    assert ["2.png" in skipped[0], "1.png" in skipped[1]] == [True, True]
+    for reason in skipped:
+        assert f"mask2former: skipped: {reason}\n" in printed.err
 
 
 @pytest.mark.parametrize(
