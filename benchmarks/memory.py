@@ -15,6 +15,7 @@ import functools
 import gc
 import multiprocessing
 import os
+import platform
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +27,8 @@ MARK = Path("/proc/self/clear_refs")
 AVAILABLE = os.access(MARK, os.W_OK)
 STATUS = Path("/proc/self/status")
 COUNTED = STATUS.exists()  # so that `peak` can say something
+MMAP_THRESHOLD = -3  # a number of malloc.h
+GIVEN_BACK = 2**20
 
 
 def peak_extra(build: Callable[..., Callable[[], Iterable[Tensor]]], *arguments) -> int:
@@ -43,6 +46,9 @@ def peak_extra(build: Callable[..., Callable[[], Iterable[Tensor]]], *arguments)
 
 def peak(build: Callable[..., Callable[[], object]], *arguments) -> int:
     """Bytes that a process held at most which builds and runs the call, its libraries included.
+
+    glibc would keep freed blocks of up to 32 MiB in a heap full of holes, how many depends on the
+    order of everything before; here blocks of GIVEN_BACK bytes and more go back to the system.
 
     Arguments and errors are those of `peak_extra`.
     """
@@ -93,6 +99,8 @@ def _measure_extra(sender: Connection, threads: int, build: Callable, arguments:
 
 def _measure_all(sender: Connection, threads: int, build: Callable, arguments: tuple) -> None:
     torch.set_num_threads(threads)
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, GIVEN_BACK)
     build(*arguments)()
     sender.send(_status("VmHWM"))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks import memory
 from benchmarks.harness import MEBIBYTE, race
-from mask2former.transformers_configuration import require_package
+from mask2former.optional import require_package
 
 TRANSFORMERS = "transformers"
 OURS = "mask2former"
@@ -23,7 +23,8 @@ STEM = "cpu-training"
 LEGEND = (
     "time     of a step, the median of the rounds and their quartiles",
     "speed    median over the rounds of transformers' time over this one's",
-    "memory   the most that a process which does nothing else ever held, libraries included",
+    "memory   the most that a process which does nothing else ever held, libraries included, and",
+    "         blocks of 1 MiB that were freed not",
 )
 
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 CHECKPOINT_OPTIONS = {"use_reentrant": False, "preserve_rng_state": True}
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+def recomputed(function: Callable, *inputs: Any) -> Any:
     """`function(*inputs)`, whose insides are never kept: the backward pass computes them again.
 
     For what is wide inside and cheap to compute, whether or not the layer around is checkpointed.

@@ -59,12 +59,12 @@ class EncoderLayer(nn.Module):
         padding: Tensor | None,
     ) -> Tensor:
         levels = spatial_shapes, level_start_index, padding
-        x = x + recomputed(self._attend, x, position, reference_points, *levels)
-        x = self.self_attn_norm(x)
+        x = recomputed(self._attend, x, position, reference_points, *levels)
         return self.final_norm(x + recomputed(self._feed_forward, x))
 
     def _attend(self, x: Tensor, position: Tensor, reference: Tensor, *levels) -> Tensor:
-        return self.dropout(self.self_attn(x + position, reference, x, *levels))
+        attended = self.self_attn(x + position, reference, x, *levels)
+        return self.self_attn_norm(x + self.dropout(attended))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.fc2(self.dropout(F.relu(self.fc1(x), inplace=True))))
@@ -104,6 +104,12 @@ def _apply(layers: nn.Sequential, x: Tensor, pixel_mask: Tensor | None) -> Tenso
     """Convolution and group norm of the image alone; `x` is zero in the padding."""
     convolution, norm = layers
     return group_norm(convolution(x), norm, pixel_mask)
+
+
+def _merge(lateral: nn.Sequential, fine: Tensor, coarse: Tensor, mask: Tensor | None) -> Tensor:
+    """The FPN's sum of a backbone map and the next coarser level."""
+    x = _apply(lateral, fine, mask)
+    return without_padding(x + resize(coarse, x.shape[-2:], mask), mask)
 
 
 class PixelDecoder(LayerStack):
@@ -174,10 +180,9 @@ class PixelDecoder(LayerStack):
         levels, valid = self._encode(levels, pixel_mask)
         finest = levels[-1]
         for index in reversed(range(self.num_fpn_levels)):
-            lateral = _apply(self.lateral_convs[index], features[index], pixel_mask)
-            merged = lateral + resize(finest, lateral.shape[-2:], pixel_mask)
-            merged = without_padding(merged, pixel_mask)
-            finest = F.relu(_apply(self.output_convs[index], merged, pixel_mask))
+            convolution = self.lateral_convs[index]
+            merged = recomputed(_merge, convolution, features[index], finest, pixel_mask)
+            finest = _apply(self.output_convs[index], merged, pixel_mask).relu_()
         return PixelDecoderOutput(levels, valid, self.mask_projection(finest), pixel_mask)
 
     def _encode(

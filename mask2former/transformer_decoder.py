@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mask2former.activations import ACTIVATIONS
 from mask2former.configuration import Mask2FormerConfig
-from mask2former.gradient_checkpointing import LayerStack
+from mask2former.gradient_checkpointing import LayerStack, recomputed
 from mask2former.padding import resize
 from mask2former.pixel_decoder import NUM_LEVELS, PixelDecoderOutput
 from mask2former.position import sine_position_embedding
@@ -95,6 +95,9 @@ class DecoderLayer(nn.Module):
             return x + self.dropout(branch(norm(x)))
         return norm(x + self.dropout(branch(x)))
 
+    def _look(self, x: Tensor, memory: Tensor, position: Tensor, allowed: Tensor) -> Tensor:
+        return self.cross_attn(x, memory + position, memory, allowed)
+
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.dropout(self.activation(self.fc1(x))))
 
@@ -112,10 +115,9 @@ class DecoderLayer(nn.Module):
         Returns the queries and, if asked for, the self-attention probabilities.
         """
         weights = None
-        keys = memory + memory_position
 
         def cross(y: Tensor) -> Tensor:
-            return self.cross_attn(y + query_position, keys, memory, allowed)
+            return recomputed(self._look, y + query_position, memory, memory_position, allowed)
 
         def among(y: Tensor) -> Tensor:
             nonlocal weights

@@ -18,6 +18,9 @@ from mask2former.padding import cell_mask, without_padding
 # sides. The published weights were trained with -100, whose probability of 4e-44 is as nothing in
 # the result, but is a denormal number in float32, with which a processor is 70 times as slow.
 SHIFT_PENALTY = -200.0
+# Elements of a map that go through an MLP at once, or one image: what is inside is four times as
+# wide, and the backward pass holds it four times.
+FEED_ELEMENTS = 1 << 21
 
 
 def partition_windows(x: Tensor, size: int) -> Tensor:
@@ -163,7 +166,8 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """`x` (N, H, W, C); `valid` bool (N, H, W), True where there is image."""
         x = x + self.drop_path(recomputed(self._attend, x, valid))
-        return x + recomputed(self._feed_forward, x)
+        parts = x.split(max(1, FEED_ELEMENTS // x[0].numel()))
+        return x + torch.cat([recomputed(self._feed_forward, part) for part in parts])
 
 
 class PatchMerging(nn.Module):
@@ -249,9 +253,8 @@ class SwinBackbone(LayerStack):
         valid = None
         for index, blocks in enumerate(self.stages):
             if index > 0:
-                x = self.merges[index - 1](
-                    x if valid is None else x.masked_fill(~valid[..., None], 0.0)
-                )
+                x = x if valid is None else x.masked_fill(~valid[..., None], 0.0)
+                x = recomputed(self.merges[index - 1], x)
             if pixel_mask is not None:
                 valid = cell_mask(pixel_mask, *x.shape[1:3])
             for block in blocks:

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from mask2former.training.watcher import StepAverages, Watcher, headlines, parts_of
 
-SMOOTHED_STEPS = 20  # that the figures are means of, at least
+SMOOTHED_STEPS = 20  # that the figures are means of
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 class Progress(Watcher):
@@ -55,8 +56,7 @@ class Progress(Watcher):
             self.bar = tqdm(
                 total=self.steps,
                 initial=step - 1,
-                desc="training",
-                unit="step",
+                bar_format=BAR,
                 file=self.stream,
                 dynamic_ncols=True,
             )

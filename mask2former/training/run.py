@@ -164,12 +164,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     require_package("accelerate", "Training", "mask2former[train]")
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import PartialState
+    from accelerate.utils import parse_flag_from_env
 
     # The others wait while the first one evaluates.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    # Unless it is told so, several processes without a GPU would each train for themselves.
-    cpu = not torch.accelerator.is_available()
-    device = PartialState(cpu, **patience.to_kwargs()).device
+    # Left to itself, Accelerate looks for other processes only where there are GPUs.
+    cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = PartialState(cpu=cpu, **patience.to_kwargs()).device
     precision = recipe.precision
     if precision == "auto":
         half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -3,6 +3,7 @@ import torch
 
 from mask2former.backbones import SwinBackbone
 from mask2former.backbones.swin import (
+    SHIFT_PENALTY,
     DropPath,
     merge_windows,
     partition_windows,
@@ -20,6 +21,12 @@ def test_windows_are_partitioned_row_by_row_and_merged_back():
     assert windows.shape == (12, 4, 3)
     assert torch.equal(windows[1], x[0, :2, 2:4].reshape(4, 3))
     assert torch.equal(merge_windows(windows, 2, 4, 6), x)
+
+
+def test_shifted_regions_leave_no_denormal_probability():
+    scores = torch.tensor([[0.0, SHIFT_PENALTY], [0.0, SHIFT_PENALTY + 30]])
+    assert scores.softmax(-1)[:, 1].tolist() == [0, 0]  # of float32
+    assert (scores.double().softmax(-1)[:, 1] > 0).all()
 
 
 def test_relative_positions_index_every_offset_once():

@@ -40,6 +40,23 @@ def test_all_that_a_process_holds_counts_with_its_libraries():
     assert small > 32 * MEBIBYTE  # torch alone
 
 
+def leaving_holes(size: int):
+    """A call that frees `size` bytes of a heap on top of which something is kept."""
+    blocks = [torch.ones(2 * MEBIBYTE, dtype=torch.uint8) for _ in range(size // MEBIBYTE // 2)]
+    kept = blocks[1::2]
+
+    def run():
+        blocks.clear()
+        return torch.ones(size // 2, dtype=torch.uint8), kept
+
+    return run
+
+
+def test_freed_blocks_do_not_count_twice():
+    small, large = (memory.peak(leaving_holes, size) for size in (4 * MEBIBYTE, 84 * MEBIBYTE))
+    assert large - small == pytest.approx(80 * MEBIBYTE, abs=8 * MEBIBYTE)
+
+
 def test_a_failure_there_is_a_failure_here():
     with pytest.raises(RuntimeError, match="ended with status 1; it says above why"):
         memory.peak_extra(failing)

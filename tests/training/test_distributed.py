@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from mask2former import Mask2FormerForUniversalSegmentation, SwinConfig
+from mask2former.training.recipe import Recipe, RecipeError
+from mask2former.training.run import make_accelerator
 from tests.reference import make_labels, tiny_model
 
 RANKS = 2
@@ -162,9 +164,21 @@ STEPS: dict[str, tuple[Run, str]] = {
 }
 
 
+def what_the_trainer_sees(rank: int) -> tuple[int, int, str]:
+    """Its rank among how many, though nothing says that there is no GPU; and a refusal."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the steps above
+    accelerator = make_accelerator(Recipe())
+    with pytest.raises(RecipeError) as refusal:
+        make_accelerator(Recipe(sync_batch_norm=True))
+    return accelerator.process_index, accelerator.num_processes, str(refusal.value)
+
+
 def rank_main(rank: int, folder: Path) -> None:
     """All scenarios, one after the other, in a process of its own."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # Accelerate asks, nobody calls
     torch.set_num_threads(1)
     distributed.init_process_group(
@@ -179,13 +193,13 @@ def rank_main(rank: int, folder: Path) -> None:
             {key: run(name, rank) for key, (run, name) in scenarios.items()}
             for scenarios in (GRADIENTS, STEPS)
         ]
-    torch.save(results, folder / f"{rank}.pt")
+    torch.save([*results, what_the_trainer_sees(rank)], folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[list[dict[str, Result]]]:
-    """What each rank found: results of GRADIENTS and of STEPS."""
+def ranks(tmp_path_factory) -> list[list]:
+    """What each rank found: results of GRADIENTS, of STEPS, and `what_the_trainer_sees`."""
     pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("ranks")
     context = torch.multiprocessing.spawn(rank_main, (folder,), RANKS, join=False)
@@ -220,7 +234,7 @@ def largest_error(found: Result, expected: Result) -> float:
 
 @pytest.mark.parametrize("key", GRADIENTS)
 def test_halves_of_a_batch_give_the_gradients_of_the_whole(ranks, key):
-    results = [dict(found[key]) for found, _ in ranks]
+    results = [dict(found[key]) for found, _, _ in ranks]
     losses = torch.stack([result.pop("loss") for result in results])
     name = GRADIENTS[key][1]
     model = alone(name)
@@ -239,6 +253,12 @@ def test_a_step_of_two_ranks_ends_at_the_weights_of_one(ranks, key):
     assert clip_grad_norm_(model.parameters(), CLIP_NORM) > CLIP_NORM
     optimizer_of(model).step()
     change = {name: tensor - before[name] for name, tensor in model.state_dict().items()}
-    for _, weights in ranks:
+    for _, weights, _ in ranks:
         found = {name: tensor - before[name] for name, tensor in weights[key].items()}
         assert largest_error(found, change) < 1e-9  # measured 9.2e-13
+
+
+def test_processes_without_a_gpu_train_together_but_synchronise_no_batch_norms(ranks):
+    for rank, (_, _, (found, count, refusal)) in enumerate(ranks):
+        assert (found, count) == (rank, RANKS)
+        assert refusal.startswith("sync_batch_norm is on, but torch cannot synchronise")

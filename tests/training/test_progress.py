@@ -69,7 +69,7 @@ def test_a_terminal_gets_a_bar_that_begins_where_the_run_was_resumed(monkeypatch
     progress.on_evaluation(100, {"pq": 0.51234, "miou": 0.25})
     progress.close()
     bars = terminal.getvalue().split("\r")
-    first = next(bar for bar in bars if "training" in bar)
+    first = next(bar for bar in bars if "%|" in bar)
     assert "50/100" in first or "51/100" in first
     last = bars[-1]
     assert "100/100" in last and "100%" in last

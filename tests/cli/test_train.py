@@ -1,0 +1,201 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from mask2former import (
+    BUNDLED_MODEL,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    SwinConfig,
+)
+from mask2former.cli import main
+from mask2former.cli.train import make_model
+from mask2former.data.rendering import render_dataset
+from mask2former.data.synthetic import SceneDataset
+from mask2former.training.recipe import Recipe, RecipeError, read_recipe
+from tests.reference import tiny_model
+
+FAST = ["--batch-size", "2", "--workers", "0", "--short-side", "64"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Four scenes to train on and two to evaluate on, as COCO panoptic files."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    render_dataset(folder, "coco-panoptic", range(4), range(4, 6), size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, data, tmp_path_factory):
+    """A run of four steps, which the tests only look at."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    settings = ["--steps", "4", "--save-every", "2", "--evaluate-every", "2", "--ema", "0.9"]
+    command = ["train", "--model", str(tiny_model), "--data", str(data), "--out", str(out)]
+    assert main([*command, *FAST, *settings]) == 0
+    return out
+
+
+def test_a_run_writes_what_it_says(trained):
+    assert {path.name for path in trained.iterdir()} == {
+        *("checkpoints", "curves.png", "history.jsonl", "model", "recipe.yaml", "tensorboard"),
+    }
+    recipe = Recipe(**read_recipe(trained / "recipe.yaml"))
+    assert (recipe.steps, recipe.ema, recipe.precision) == (4, 0.9, recipe.precision)
+    assert recipe.learning_rate == Recipe().learning_rate
+    lines = [json.loads(line) for line in (trained / "history.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines if "metrics" in line} == {2, 4}
+
+
+def test_the_model_knows_the_data_set_s_classes_and_predicts(trained, data, tmp_path, capsys):
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(trained / "model")
+    assert list(model.config.id2label.values())[:2] == ["disc", "box"]
+    processor = Mask2FormerImageProcessor.from_pretrained(trained / "model")
+    assert processor.thing_label_ids == [0, 1, 2, 3]
+    assert processor.size == {"shortest_edge": 64, "longest_edge": 128}
+    image = min((data / "val").iterdir())
+    command = ["predict", str(image), "--model", str(trained / "model"), "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert "1 image segmented" in capsys.readouterr().out
+
+
+def test_a_run_says_what_it_does(tiny_model, data, tmp_path, capsys):
+    command = ["train", "--model", str(tiny_model), "--data", str(data), "--out"]
+    assert main([*command, str(tmp_path / "run"), *FAST, "--steps", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "4 images (panoptic), 7 classes (disc, box, " in said
+    assert "2 to evaluate on." in said
+    assert "1 steps of 2 images (0.5 epochs), 1 process;" in said
+    assert f"The class head starts anew: {tiny_model} knows 3 classes (cat, dog, sky)" in said
+    assert f"The model is in {tmp_path / 'run/model'}, the best one, of step 1 with pq " in said
+
+
+def test_a_resumed_run_ends_like_one_that_was_not_interrupted(
+    trained, tiny_model, data, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    shutil.rmtree(out / "checkpoints/step-000004")
+    command = ["train", "--model", str(tiny_model), "--data", str(data), "--out", str(out)]
+    assert main(command) == 1
+    assert "has a run already; resume it (--resume)" in capsys.readouterr().err
+    assert main([*command, "--resume", "--workers", "1"]) == 0
+    for file in ("model.safetensors", "average.safetensors"):
+        one, other = (run / "checkpoints/step-000004" / file for run in (trained, out))
+        assert one.read_bytes() == other.read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--resume", "--seed", "5"])
+    assert "was begun with seed 0, not 5" in capsys.readouterr().err
+
+
+def test_a_file_of_settings_yields_to_the_command_line(tiny_model, data, tmp_path):
+    config = tmp_path / "recipe.yaml"
+    config.write_text("steps: 3\nlearning_rate: 5e-4\nfreeze_backbone: true\n")
+    out = tmp_path / "run"
+    command = ["train", "--model", str(tiny_model), "--data", str(data), "--out", str(out)]
+    settings = ["--config", str(config), "--steps", "1", "--no-freeze-backbone", "--task"]
+    assert main([*command, *FAST, *settings, "semantic"]) == 0
+    recipe = Recipe(**read_recipe(out / "recipe.yaml"))
+    assert (recipe.steps, recipe.learning_rate, recipe.freeze_backbone) == (1, 5e-4, False)
+    model = Mask2FormerImageProcessor.from_pretrained(out / "model")
+    assert model.thing_label_ids == []
+
+
+@pytest.mark.parametrize("augmentation", ["lsj", "crop"])
+def test_the_paper_s_augmentations_train(augmentation, tiny_model, data, tmp_path):
+    out = tmp_path / "run"
+    command = ["train", "--model", str(tiny_model), "--data", str(data), "--out", str(out)]
+    settings = ["--augmentation", augmentation, "--crop-size", "64", "--steps", "1"]
+    assert main([*command, *FAST, *settings, "--void", "ignore", "--evaluate-every", "9"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--steps", "many"], "argument --steps: steps is 'many'; it must be an integer of at"),
+        (["--rate", "1"], "unrecognized arguments: --rate 1"),
+        (["--schedule", "cosine"], "schedule is 'cosine'; it must be one of step, poly"),
+        (["--batch-size", "3", "--gradient-accumulation", "2"], "batch_size is 3, which is not"),
+        (["--drop-path", "0.1"], "drop_path is given, but the backbone of"),
+        (["--reduce-labels"], "reduce_labels (--reduce-labels) is for semantic label maps"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(arguments, sentence, tiny_model, data, tmp_path, capsys):
+    command = ["train", "--model", str(tiny_model), "--data", str(data), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, *arguments])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence in said
+
+
+def test_a_missing_data_set_is_one_sentence(tiny_model, tmp_path, capsys):
+    command = ["train", "--model", str(tiny_model), "--data", str(tmp_path / "none"), "--out"]
+    assert main([*command, str(tmp_path / "run")]) == 1
+    assert f"mask2former: {tmp_path / 'none'} does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_file_that_vanishes_is_one_sentence(tiny_model, data, tmp_path, capsys):
+    copied = tmp_path / "data"
+    shutil.copytree(data, copied)
+    victim = min((copied / "train").iterdir())
+    victim.unlink()
+    command = ["train", "--model", str(tiny_model), "--data", str(copied), "--out"]
+    assert main([*command, str(tmp_path / "run"), *FAST, "--steps", "4"]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("mask2former: ") and victim.name in said
+
+
+def test_a_loss_that_is_not_finite_is_one_sentence(data, tmp_path, capsys):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.transformer_decoder.query_features.weight.fill_(torch.inf)
+    model.save_pretrained(tmp_path / "model")
+    command = ["train", "--model", str(tmp_path / "model"), "--data", str(data), "--out"]
+    assert main([*command, str(tmp_path / "run"), *FAST, "--steps", "2"]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("mask2former: The loss is not finite in step 1, whose images are ")
+
+
+# ---- the model ----------------------------------------------------------------------------------
+
+
+def test_the_same_classes_keep_the_head():
+    dataset = SceneDataset(range(1))
+    model, processor, news = make_model(BUNDLED_MODEL, dataset, Recipe())
+    bundled = Mask2FormerForUniversalSegmentation.from_pretrained(BUNDLED_MODEL)
+    assert torch.equal(model.class_predictor.weight, bundled.class_predictor.weight)
+    assert news == []
+    assert processor.thing_label_ids == dataset.thing_label_ids
+
+
+@pytest.mark.parametrize("names", ["abc", "abcdefg"])
+def test_other_classes_start_the_head_alone_anew(names):
+    dataset = SceneDataset(range(1))
+    dataset.id2label = dict(enumerate(names))
+    dataset.thing_label_ids = [1]
+    model, processor, news = make_model(BUNDLED_MODEL, dataset, Recipe())
+    bundled = Mask2FormerForUniversalSegmentation.from_pretrained(BUNDLED_MODEL)
+    assert model.config.id2label == dataset.id2label
+    assert model.class_predictor.out_features == len(names) + 1
+    assert model.class_predictor.weight.abs().max() <= 2 * model.config.init_std
+    for name, tensor in bundled.state_dict().items():
+        if not name.startswith("class_predictor."):
+            assert torch.equal(model.state_dict()[name], tensor)
+    assert len(news) == 1
+    assert (
+        "knows 7 classes (disc, box, " in news[0] and f"has {len(names)} classes (a, b" in news[0]
+    )
+    assert processor.thing_label_ids == [1]
+
+
+def test_rates_of_dropping_reach_the_model(tmp_path):
+    tiny_model("swin").save_pretrained(tmp_path)
+    model, _, _ = make_model(tmp_path, SceneDataset(range(1)), Recipe(drop_path=0.3, dropout=0.2))
+    assert isinstance(model.config.backbone_config, SwinConfig)
+    assert model.model.backbone.stages[3][0].drop_path.rate == pytest.approx(0.3)
+    assert model.config.dropout == 0.2
+    with pytest.raises(RecipeError, match="drop_path is given, but the backbone of"):
+        make_model(BUNDLED_MODEL, SceneDataset(range(1)), Recipe(drop_path=0.3))
