@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mask2former.data.dataset import Sample, SegmentationDataset
-from mask2former.data.sample_picture import id_map, named, shrunk
+from mask2former.data.sample_picture import named, panoptic_map, shrunk
 from mask2former.errors import DataError
 from mask2former.visualization import draw_segments
 
@@ -71,7 +71,7 @@ def _tiles(dataset: SegmentationDataset, samples: int, seed: int) -> Iterator[Im
 
 def _tile(sample: Sample, dataset: SegmentationDataset) -> Image.Image:
     """Picture and masks side by side, with the name under them."""
-    ids, segments = id_map(sample)
+    ids, segments = panoptic_map(sample)
     picture, ids = shrunk(sample.image, ids, TILE)
     drawn = _darkened(picture, ids == 0) if sample.masks.dim() == 2 else picture
     drawn = draw_segments(drawn, ids, named(segments, dataset.id2label))

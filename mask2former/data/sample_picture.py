@@ -10,21 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mask2former.data.dataset import VOID, Sample
+from mask2former.data.dataset import Sample
 
 
-def id_map(sample: Sample) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Segment ids from 1, 0 for void, int32 (H, W), and the segments that have a pixel.
-
-    Of the masks of a sample without label map the smaller ones lie on top. A segment is a dict of
-    "id", "label_id" and "iscrowd", 0 or 1.
-    """
-    ids = torch.zeros(sample.size, dtype=torch.int32)
-    if sample.masks.dim() == 2:
-        ids = (sample.masks.clamp(min=VOID) + 1).to(torch.int32)
-    else:
-        for segment in sample.masks.flatten(1).sum(1).argsort(descending=True, stable=True):
-            ids[sample.masks[segment]] = int(segment) + 1
+def panoptic_map(sample: Sample) -> tuple[Tensor, list[dict[str, Any]]]:
+    """What `Sample.id_map` returns, and the segments that have a pixel in it, a dict each of "id",
+    "label_id" and "iscrowd", 0 or 1."""
+    ids = sample.id_map()
     segments = [
         {
             "id": segment,

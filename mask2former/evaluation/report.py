@@ -14,7 +14,7 @@ from PIL import Image
 
 import mask2former
 from mask2former.data.dataset import Sample, SegmentationDataset
-from mask2former.data.sample_picture import id_map, named, shrunk
+from mask2former.data.sample_picture import named, panoptic_map, shrunk
 from mask2former.evaluation.evaluate import Results
 from mask2former.evaluation.segmenter import Segmenter
 from mask2former.visualization import draw_segments, side_by_side
@@ -125,7 +125,7 @@ def draw_worst_images(
     rows = []
     for image in worst_images(results, count):
         sample = dataset[image["index"]]
-        truth = id_map(sample)
+        truth = panoptic_map(sample)
         score = f"{SCORES[results.score]} {image['score']:.2f}"
         rows.append(
             side_by_side(

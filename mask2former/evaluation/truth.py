@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mask2former.data.dataset import VOID, Sample
-from mask2former.data.sample_picture import id_map
+from mask2former.data.sample_picture import panoptic_map
 from mask2former.errors import DataError
 from mask2former.evaluation.average_precision import Instances
 from mask2former.run_length import mask_to_rle
@@ -23,7 +23,7 @@ class Truth:
     Attributes:
         name: of the image.
         image: uint8 (3, H, W).
-        panoptic: what `id_map` returns.
+        panoptic: what `panoptic_map` returns.
         semantic: what `semantic_truth` returns.
         instances: what `true_instances` returns.
     """
@@ -50,7 +50,7 @@ class Truth:
         return cls(
             sample.name,
             sample.image,
-            id_map(sample) if "pq" in metrics else None,
+            panoptic_map(sample) if "pq" in metrics else None,
             semantic_truth(sample) if "miou" in metrics else None,
             true_instances(sample, things) if wants_instances else None,
         )

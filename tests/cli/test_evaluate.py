@@ -15,7 +15,7 @@ from torch import distributed
 from mask2former import BUNDLED_MODEL
 from mask2former.cli import main
 from mask2former.cli.evaluate import METRICS, _processes
-from mask2former.data.sample_picture import id_map
+from mask2former.data.sample_picture import panoptic_map
 from mask2former.data.synthetic import SceneDataset
 from mask2former.errors import DataError
 from mask2former.evaluation.evaluate import METRIC_TASKS
@@ -36,7 +36,7 @@ def data(tmp_path_factory):
     for number in range(len(dataset)):
         sample = dataset[number]
         save_image(sample, folder / "val" / f"{number}.png")
-        ids, segments = id_map(sample)
+        ids, segments = panoptic_map(sample)
         Image.fromarray(id_map_to_rgb(ids)).save(folder / "panoptic_val" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "height": 96, "width": 96})
         annotations.append(

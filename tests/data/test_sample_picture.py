@@ -3,14 +3,14 @@ import torch
 
 from mask2former.annotations import IGNORED
 from mask2former.data.dataset import VOID
-from mask2former.data.sample_picture import id_map, named, shrunk
+from mask2former.data.sample_picture import named, panoptic_map, shrunk
 from tests.data.memory import sample
 
 LABEL_MAP = [[0, 0, VOID, 2], [0, 3, IGNORED, 2]]  # segment 1 has no pixel
 
 
 def test_segments_are_numbered_from_one_and_void_is_zero():
-    ids, segments = id_map(sample(LABEL_MAP, [5, 4, 5, 1], crowd=[False, False, True, False]))
+    ids, segments = panoptic_map(sample(LABEL_MAP, [5, 4, 5, 1], crowd=[False, False, True, False]))
     assert ids.tolist() == [[1, 1, 0, 3], [1, 4, 0, 3]]
     assert segments == [
         {"id": 1, "label_id": 5, "iscrowd": 0},
@@ -19,16 +19,9 @@ def test_segments_are_numbered_from_one_and_void_is_zero():
     ]
 
 
-def test_of_overlapping_masks_the_smaller_is_on_top():
-    masks = torch.tensor([[[1, 1, 0]], [[1, 1, 1]], [[0, 1, 0]]]).bool()
-    ids, segments = id_map(sample(masks, [0, 0, 0]))
-    assert ids.tolist() == [[1, 3, 2]]
-    assert [segment["id"] for segment in segments] == [1, 2, 3]
-
-
 def test_an_image_without_segments_is_void():
     for masks in ([[VOID, VOID]], torch.zeros(0, 1, 2, dtype=torch.bool)):
-        ids, segments = id_map(sample(masks, []))
+        ids, segments = panoptic_map(sample(masks, []))
         assert ids.tolist() == [[0, 0]]
         assert segments == []
 

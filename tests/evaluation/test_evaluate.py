@@ -9,7 +9,7 @@ pytest.importorskip("faster_coco_eval")
 
 from mask2former import BUNDLED_MODEL, Mask2FormerForUniversalSegmentation
 from mask2former.data.dataset import VOID
-from mask2former.data.sample_picture import id_map
+from mask2former.data.sample_picture import panoptic_map
 from mask2former.data.synthetic import SceneDataset
 from mask2former.errors import DataError
 from mask2former.evaluation import AveragePrecision, MeanIoU, PanopticQuality
@@ -153,7 +153,7 @@ def test_a_model_is_measured_as_the_paper_does(scenes, random_model):
         found = documented.post_process_panoptic_segmentation(
             outputs, 0.1, 0.5, 0.1, target_sizes=[(64, 64)]
         )[0]
-        pq.update(found["segmentation"], found["segments_info"], *id_map(sample))
+        pq.update(found["segmentation"], found["segments_info"], *panoptic_map(sample))
         miou.update(
             documented.post_process_semantic_segmentation(outputs, [(64, 64)])[0],
             semantic_truth(sample),
