@@ -104,6 +104,15 @@ def test_a_file_of_settings_yields_to_the_command_line(tiny_model, data, tmp_pat
     assert model.thing_label_ids == []
 
 
+def test_the_bundled_model_is_tuned_where_none_is_named(data, tmp_path, capsys):
+    command = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *FAST]
+    assert main([*command, "--steps", "1", "--evaluate-every", "9"]) == 0
+    assert "Class head" not in capsys.readouterr().err  # the scenes have the classes it knows
+    tuned = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "run/model").config
+    bundled = Mask2FormerForUniversalSegmentation.from_pretrained(BUNDLED_MODEL).config
+    assert (tuned.id2label, tuned.hidden_dim) == (bundled.id2label, bundled.hidden_dim)
+
+
 @pytest.mark.parametrize("augmentation", ["lsj", "crop"])
 def test_the_paper_s_augmentations_train(augmentation, tiny_model, data, tmp_path):
     out = tmp_path / "run"
