@@ -15,8 +15,8 @@ from mask2former.errors import DataError
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; DataError if it is not one."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))  # some tools write a mark
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not valid JSON ({error}); download or write it again."
         ) from error

@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = (
 )
 
 # What Pillow's decoders raise on damaged files, besides OSError.
-_DECODING_ERRORS = (SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+DECODING_ERRORS = (SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -52,7 +52,7 @@ def open_image(path: Path) -> Image.Image:
         raise DataError(f"{path} is not an image that Pillow can read; convert it.") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large ({error}); scale it down or tile it.") from error
-    except (OSError, *_DECODING_ERRORS) as error:
+    except (OSError, *DECODING_ERRORS) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read ({reason}); is the file complete?") from error
     return image

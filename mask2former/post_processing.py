@@ -204,13 +204,15 @@ def instance_segmentation(
     results = []
     for class_logits, mask_logits, resizer in _images(outputs, target_sizes):
         pairs = _candidates(class_logits, threshold, thing_label_ids, candidates)
-        instances = _scored_instances(pairs, mask_logits, resizer, threshold, mask_threshold)
+        instances, run_lengths = _scored_instances(
+            pairs, mask_logits, resizer, threshold, mask_threshold, encode=return_coco_annotation
+        )
         masks = (
             resizer(mask_logits[query, None])[0].sigmoid_() > mask_threshold
             for _, _, query in instances
         )
         if return_coco_annotation:
-            segmentation: Any = [mask_to_rle(mask) for mask in masks]
+            segmentation: Any = [dict(run_lengths[query]) for _, _, query in instances]
         elif return_binary_maps:
             segmentation = torch.empty(
                 (len(instances), *resizer.size), dtype=torch.bool, device=mask_logits.device
@@ -257,23 +259,27 @@ def _scored_instances(
     resizer: MaskResizer,
     threshold: float,
     mask_threshold: float,
-) -> list[tuple[float, int, int]]:
-    """(score, label, query) of candidates with a mask and a score >= `threshold`, best first."""
+    encode: bool,
+) -> tuple[list[tuple[float, int, int]], dict[int, dict[str, Any]]]:
+    """(score, label, query) of candidates with a mask and a score >= `threshold`, best first; and
+    the run lengths of the candidates' masks by query, if they are to be encoded on the way."""
     queries = sorted({query for _, _, query in candidates})
     if not queries:
-        return []
-    sums = []
+        return [], {}
+    sums, run_lengths = [], {}
     for query in queries:
         probs = resizer(mask_logits[query, None])[0].sigmoid_()
         inside = probs > mask_threshold
         sums.append(torch.stack([inside.sum(), torch.where(inside, probs, 0).sum()]))
+        if encode:
+            run_lengths[query] = mask_to_rle(inside)
     area_and_sum = dict(zip(queries, torch.stack(sums).tolist(), strict=True))
     instances = []
     for class_prob, label, query in candidates:
         area, prob_sum = area_and_sum[query]
         if area > 0 and class_prob * prob_sum / area >= threshold:
             instances.append((class_prob * prob_sum / area, label, query))
-    return sorted(instances, key=lambda instance: -instance[0])
+    return sorted(instances, key=lambda instance: -instance[0]), run_lengths
 
 
 def _paint(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 
@@ -15,23 +15,31 @@ def mask_to_rle(mask: Tensor) -> dict[str, Any]:
     Source: the format of `rleEncode` and `rleToString` in the COCO API's maskApi.c.
     """
     pixels = mask.bool().T.flatten()
-    changes = (pixels[1:] != pixels[:-1]).nonzero().flatten() + 1
-    edges = [0, *changes.tolist(), len(pixels)]
-    counts = [stop - start for start, stop in pairwise(edges)]
+    counts = np.diff(_changes(pixels), prepend=0, append=len(pixels))
     if bool(pixels[0]):
-        counts.insert(0, 0)  # the first run is background by definition
+        counts = np.concatenate([[0], counts])  # the first run is background by definition
     return {"size": list(mask.shape), "counts": _compressed(counts)}
 
 
-def _compressed(counts: list[int]) -> str:
+def _changes(pixels: Tensor) -> np.ndarray:
+    """The places of pixels, int64, that differ from the one before them."""
+    differs = pixels[1:] != pixels[:-1]
+    if differs.device.type == "cpu":  # where numpy is ten times faster
+        return np.flatnonzero(differs.numpy()) + 1
+    return differs.nonzero().flatten().cpu().numpy() + 1
+
+
+def _compressed(counts: np.ndarray) -> str:
     """Each count less the one two before it, in groups of 5 bits, low first, a sixth for "more"."""
-    characters = []
-    for i, count in enumerate(counts):
-        value = count - counts[i - 2] if i > 2 else count
-        more = True
-        while more:
-            group = value & 0x1F
-            value >>= 5
-            more = value != (-1 if group & 0x10 else 0)
-            characters.append(chr(48 + group + (0x20 if more else 0)))
-    return "".join(characters)
+    values = counts.copy()
+    values[3:] -= counts[1:-2]
+    columns, written = [], []
+    more = np.ones(len(values), bool)
+    while more.any():
+        written.append(more)
+        group = values & 0x1F
+        values = values >> 5
+        more = more & (values != np.where(group & 0x10, -1, 0))
+        columns.append(48 + group + np.where(more, 0x20, 0))
+    characters = np.stack(columns, axis=1).astype(np.uint8)[np.stack(written, axis=1)]
+    return characters.tobytes().decode("ascii")

@@ -52,12 +52,7 @@ def map_tensor(ids: Any, index: int) -> Tensor:
     """
     name = f"Segmentation map {index}"
     if isinstance(ids, Image.Image):
-        if ids.mode not in ID_MAP_MODES:
-            raise DataError(
-                f"{name} is a PIL image of mode {ids.mode}, but a map has one id per pixel; decode "
-                "its colours to ids first."
-            )
-        ids = np.array(upright(ids, name))
+        ids = id_array(ids, name)
     tensor = as_tensor(ids, name)
     if tensor.ndim == 3 and 1 in (tensor.shape[0], tensor.shape[2]):
         tensor = tensor.squeeze(0 if tensor.shape[0] == 1 else 2)
@@ -70,6 +65,24 @@ def map_tensor(ids: Any, index: int) -> Tensor:
     if tensor.is_floating_point() and not torch.equal(whole.to(tensor.dtype), tensor):
         raise ValueError(f"{name} must hold integer ids, but it has fractions.")
     return whole
+
+
+def id_array(image: Image.Image, name: str) -> np.ndarray:
+    """The numbers that are an image's pixels, (height, width) of an integer or bool dtype.
+
+    Args:
+        image: of one channel; of a palette image, the numbers are the indices.
+        name: begins the messages.
+
+    Raises:
+        DataError: it has colours, or cannot be decoded.
+    """
+    if image.mode not in ID_MAP_MODES:
+        raise DataError(
+            f"{name} is an image of mode {image.mode}, but a map has one number per pixel; decode "
+            "its colours to numbers in one channel."
+        )
+    return np.array(upright(image, name))
 
 
 def masks_and_labels(

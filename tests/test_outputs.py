@@ -61,6 +61,7 @@ def test_accelerate_brings_an_output_through_mixed_precision():
     accelerate = pytest.importorskip("accelerate")
     from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # of another test's run
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
     try:
         model = accelerator.prepare(tiny_model().train())

@@ -439,6 +439,21 @@ def test_row_10_binary_maps_and_run_lengths_keep_overlaps_whole():
     assert runs["segmentation"] == [mask_to_rle(mask) for mask in maps["segmentation"]]
 
 
+def test_for_run_lengths_every_mask_is_resized_once(monkeypatch):
+    sizes = []
+    resize = mask_resizer.MaskResizer.__call__
+
+    def counted(self, logits, *rows):
+        sizes.append(len(logits))
+        return resize(self, logits, *rows)
+
+    monkeypatch.setattr(mask_resizer.MaskResizer, "__call__", counted)
+    outputs = random_outputs(5, queries=20, labels=3)
+    result = instance_segmentation(outputs, 0.0, return_coco_annotation=True, candidates=60)
+    assert len(result[0]["segmentation"]) > 20  # queries under several labels
+    assert sizes == [1] * 20 * len(result)
+
+
 @pytest.mark.parametrize("things", [None, [0], [1, 2], []])
 def test_row_11_only_things_are_instances_when_they_are_known(things):
     outputs = random_outputs(5, queries=20, labels=3)

@@ -35,8 +35,9 @@ class TransformersBackbone(LibraryBackbone):
     def __init__(
         self, config: Any, feature_strides: list[int], pretrained: str | None = None
     ) -> None:
-        strides = stage_strides(config)
-        names = list(strides)
+        shapes = stage_shapes(config)
+        strides = {name: stride for name, (_, stride) in shapes.items()}
+        names = list(shapes)
         plain = is_plain(list(strides.values()))
         if not plain and config.out_features == names[-1:]:
             chosen = last_of_each_stride(
@@ -50,7 +51,8 @@ class TransformersBackbone(LibraryBackbone):
                 parameter.requires_grad_(False)
         super().__init__(
             body,
-            body.channels,
+            # Measured: HGNetV2's own list of its channels is another.
+            [shapes[name][0] for name in config.out_features],
             [strides[name] for name in config.out_features],
             feature_strides if plain else None,
         )
@@ -67,8 +69,8 @@ class TransformersBackbone(LibraryBackbone):
         return value
 
 
-def stage_strides(config: Any) -> dict[str, int]:
-    """Stride in pixels of each stage of a backbone of transformers, found without any weights.
+def stage_shapes(config: Any) -> dict[str, tuple[int, int]]:
+    """(channels, stride in pixels) of each stage of a backbone, found without any weights.
 
     Raises:
         ValueError: the network takes images of one size only, or its maps have no whole stride.
@@ -84,14 +86,17 @@ def stage_strides(config: Any) -> dict[str, int]:
                 f"The backbone {config.model_type!r} cannot be used, because it does not take an "
                 f"image of {PROBE_SIZE}x{PROBE_SIZE} ({error})."
             ) from error
-    extents = {name: tuple(x.shape[2:]) for name, x in zip(config.stage_names, maps, strict=True)}
-    for name, extent in extents.items():
+    shapes = {}
+    for name, (_, channels, *extent) in zip(
+        config.stage_names, (x.shape for x in maps), strict=True
+    ):
         if len(extent) != 2 or len(set(extent)) != 1 or PROBE_SIZE % extent[0]:
             raise ValueError(
-                f"Stage {name!r} of the backbone {config.model_type!r} makes {extent} of an image "
-                f"of {PROBE_SIZE}x{PROBE_SIZE}, which is no map of a whole stride."
+                f"Stage {name!r} of the backbone {config.model_type!r} makes {tuple(extent)} of an "
+                f"image of {PROBE_SIZE}x{PROBE_SIZE}, which is no map of a whole stride."
             )
-    return {name: PROBE_SIZE // extent[0] for name, extent in extents.items()}
+        shapes[name] = (channels, PROBE_SIZE // extent[0])
+    return shapes
 
 
 def _create(config: Any, pretrained: str | None) -> Any:

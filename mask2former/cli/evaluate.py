@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mask2former.cli.errors import UsageError
@@ -47,7 +48,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--model", required=True, help="model folder or Hugging Face name")
+    add("--model", help="model folder or Hugging Face name (default: the bundled small model)")
     add("--data", required=True, type=Path, help="folder or annotation file of the data set")
     add("--split", help="the part of the data set (default: val, or the only one)")
     add("--images", type=Path, help="folder of the images, where the data set does not say")
@@ -71,6 +72,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     add("--worst", type=_count, default=6, metavar="N", help="images in worst.png (default: 6)")
     add("--reduce-labels", action="store_true", help="labels in PNG files count from 1, 0 is void")
     add("--skip-bad", action="store_true", help="leave out samples with bad annotations")
+    add(
+        "--workers",
+        type=_whole,
+        metavar="N",
+        help="processes that read images ahead (default: 2 beside a GPU, else 0)",
+    )
     thresholds = parser.add_argument_group("thresholds of panoptic segments, and of pixels in all")
     for name, default, meaning in (
         ("--threshold", 0.8, "class probability that a segment must exceed"),
@@ -102,6 +109,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 on")
+    return int(text)
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table and write the report."""
     from mask2former.cli.inference import load_model
@@ -110,7 +123,8 @@ def run(args: argparse.Namespace) -> int:
     from mask2former.evaluation.segmenter import Segmenter
 
     with _processes(args.device) as (device, rank, ranks):
-        dataset = _open(args)
+        split = _split(args)
+        dataset = _open(args, split)
         metrics = check_metrics(dataset, args.metrics)
         if set(metrics) <= {"ap", "boundary-ap"}:
             dataset = as_task(dataset, "instance")  # the model need not know the stuff
@@ -129,14 +143,16 @@ def run(args: argparse.Namespace) -> int:
             metrics,
             skip_bad=args.skip_bad,
             gather=ranks > 1,
+            workers=args.workers if args.workers is not None else 2 * (device.type == "cuda"),
             **thresholds,
         )
         if rank > 0:
             return 0
+        results = replace(results, skipped=[*dataset.skipped, *results.skipped])
         about = {
-            "model": args.model,
+            "model": args.model or "bundled",
             "data": str(args.data),
-            "split": args.split,
+            "split": split,
             "task": dataset.task,
             "metrics": list(metrics),
             "size": dict(processor.size) if processor.do_resize else None,
@@ -147,16 +163,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace):
-    """The data set; of several splits the one for validation unless another is asked for."""
-    from mask2former.data.open_dataset import available_splits, open_dataset
+def _split(args: argparse.Namespace) -> str | None:
+    """The split asked for, else of several the one for validation; None for a COCO file's own."""
+    from mask2former.data.open_dataset import available_splits
 
-    split = args.split
-    if split is None and args.data.is_dir():
-        names = available_splits(args.data)
-        split = next((name for name in names if name.startswith("val")), None)
-        if split is None and len(names) > 1:
-            raise UsageError(f"{args.data} has {', '.join(names)}; say which with --split")
+    if args.split is not None or (args.data.is_file() and args.data.suffix.lower() == ".json"):
+        return args.split
+    names = available_splits(args.data)
+    validation = [name for name in names if name.startswith("val")]
+    for choice in (names, validation):
+        if len(choice) == 1:
+            return choice[0]
+    if "val" in names:
+        return "val"
+    raise UsageError(f"{args.data} has {', '.join(names)}; say which with --split")
+
+
+def _open(args: argparse.Namespace, split: str | None):
+    from mask2former.data.open_dataset import open_dataset
+
     try:
         return open_dataset(
             args.data,
@@ -178,22 +203,20 @@ def _write_report(results, about: dict, segmenter, dataset, args: argparse.Names
 
     table = class_table(results)
     print(table)
-    worst = draw_worst_images(results, segmenter, dataset, args.worst)
+    text = json.dumps(as_json(results, about), indent=2, allow_nan=False)
     try:
         write_text(args.out / "evaluation.txt", table + "\n")
-        write_text(
-            args.out / "evaluation.json", json.dumps(as_json(results, about), indent=2) + "\n"
-        )
-        if worst is None:
-            (args.out / "worst.png").unlink(missing_ok=True)  # of another evaluation
-        else:
+        write_text(args.out / "evaluation.json", text + "\n")
+        (args.out / "worst.png").unlink(missing_ok=True)  # of another evaluation
+        worst = draw_worst_images(results, segmenter, dataset, args.worst)
+        if worst is not None:
             save_png(worst, args.out / "worst.png")
     except OSError as error:
         raise DataError(
             f"The results cannot be written to {args.out} ({error.strerror}); make room and check "
             "permissions, or give another --out."
         ) from error
-    for reason in (*dataset.skipped, *results.skipped):
+    for reason in results.skipped:
         print(f"mask2former: skipped: {reason}", file=sys.stderr)
     count = len(results.images)
     print(f"{count} {'image' if count == 1 else 'images'}; the report is in {args.out}")
@@ -211,7 +234,7 @@ def _processes(device: str | None) -> Iterator[tuple]:
     if ranks == 1:
         yield choose_device(device), 0, 1
         return
-    if device is None and torch.cuda.is_available():
+    if device in (None, "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     chosen = choose_device(device)
     if chosen.type == "cuda":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
+from mask2former import BUNDLED_MODEL
 from mask2former.cli.errors import UsageError
 from mask2former.errors import DataError
 from mask2former.training.recipe import Recipe, RecipeError, kind, parse, read_recipe
@@ -24,13 +25,16 @@ Fine-tune a model on a data set. This writes into the output folder:
                      data to evaluate it on, else the newest
   checkpoints/       what --resume goes on from
   recipe.yaml        all settings
+  evaluated.json     metrics of the best model
   history.jsonl, curves.png, tensorboard/
 
-The model gets the data set's classes; if it had others its class head starts anew. Ctrl-C and
-SIGTERM save before they end the run. Several GPUs: accelerate launch -m mask2former train ...
+The model gets the data set's classes, and keeps what it knows of those it has by the same name.
+Ctrl-C and SIGTERM save before they end the run. Several GPUs:
+accelerate launch -m mask2former train ...
 """
 EPILOG = """\
 examples:
+  mask2former train --data scenes/ --out run/ --steps 150 --batch-size 4 --learning-rate 5e-4
   mask2former train --model facebook/mask2former-swin-tiny-coco-panoptic --data my-data/ --out run/
   mask2former train --model my-model/ --data train.json --val-data val.json --out run/ --steps 5000
   mask2former train --model my-model/ --data my-data/ --out run/ --resume
@@ -49,7 +53,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--model", required=True, help="model folder or Hugging Face name to start from")
+    add(
+        "--model",
+        default=BUNDLED_MODEL,
+        help="model folder or Hugging Face name to start from (default: the bundled small model)",
+    )
     add("--data", required=True, type=Path, help="folder or annotation file of the data set")
     add("--out", required=True, type=Path, help="folder of the run")
     add("--split", help="the part of the data set to train on (default: train, or the only one)")
@@ -116,6 +124,8 @@ def _train(args: argparse.Namespace) -> int:
     check_folder(args.out, recipe, args.resume)  # before the long work
     dataset = _open(args.data, args.split, args.images, args)
     validation = _validation(args)
+    if validation:
+        _check_same_classes(dataset, validation)
     model, processor, news = make_model(args.model, dataset, recipe)
     report = _report if os.environ.get("RANK", "0") == "0" else _silent
     for reason in (*dataset.skipped, *(validation.skipped if validation else ())):
@@ -201,8 +211,25 @@ def _validation(args: argparse.Namespace):
     return _open(path, split, images, args)
 
 
+def _check_same_classes(dataset, validation) -> None:
+    """DataError where the validation data is not of the classes that are trained."""
+    both = [
+        [
+            f"{name!r} ({'thing' if label in part.thing_label_ids else 'stuff'})"
+            for label, name in sorted(part.id2label.items())
+        ]
+        for part in (dataset, validation)
+    ]
+    for label, (trained, measured) in enumerate(itertools.zip_longest(*both, fillvalue="missing")):
+        if trained != measured:
+            raise DataError(
+                f"Class {label} is {trained} in the training data, but {measured} in the "
+                "validation data; give both the same classes in the same order."
+            )
+
+
 def make_model(name_or_folder: str, dataset, recipe: Recipe) -> tuple[Any, Any, list[str]]:
-    """The model with the data set's classes, its processor, and what starts anew, in sentences.
+    """The model with the data set's classes, its processor, and what it kept, in sentences.
 
     Raises:
         DataError: the model cannot be loaded.
@@ -213,6 +240,7 @@ def make_model(name_or_folder: str, dataset, recipe: Recipe) -> tuple[Any, Any, 
     from mask2former.cli.inference import load_processor
     from mask2former.configuration import Mask2FormerConfig
     from mask2former.modeling import Mask2FormerForUniversalSegmentation
+    from mask2former.training.class_head import set_classes
 
     torch.manual_seed(recipe.seed)
     config = Mask2FormerConfig.from_pretrained(name_or_folder)
@@ -222,25 +250,11 @@ def make_model(name_or_folder: str, dataset, recipe: Recipe) -> tuple[Any, Any, 
         if not hasattr(config.backbone_config, "drop_path_rate"):
             raise RecipeError(f"drop_path is given, but the backbone of {name_or_folder} has none.")
         config.backbone_config.drop_path_rate = recipe.drop_path
-    before, names = config.id2label, dict(dataset.id2label)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = Mask2FormerForUniversalSegmentation.from_pretrained(
-            name_or_folder, config=config, id2label=names, ignore_mismatched_sizes=True
-        )
-    misfits = [line for warning in caught for line in str(warning.message).splitlines()[1:]]
-    for misfit in misfits:
-        if "class_predictor" not in misfit:
-            raise DataError(f"{name_or_folder} does not fit its config.json: {misfit.strip()}.")
+    model = Mask2FormerForUniversalSegmentation.from_pretrained(name_or_folder, config=config)
     news = []
-    if before != names:
-        if not misfits:  # it fits, but stands for other classes
-            fresh = type(model)(model.config).class_predictor
-            model.class_predictor.load_state_dict(fresh.state_dict())
-        news.append(
-            f"The class head starts anew: {name_or_folder} knows {_classes(before)}, and the data "
-            f"set has {_classes(names)}."
-        )
+    if config.id2label != dataset.id2label:
+        kept, new = set_classes(model, dataset.id2label)
+        news.append(f"Class head: kept: {_names([*kept, 'no object'])}; new: {_names(new)}.")
     processor = load_processor(name_or_folder)
     processor.thing_label_ids = sorted(dataset.thing_label_ids)
     if recipe.short_side is not None:
@@ -327,12 +341,16 @@ def _ending(outcome, recipe: Recipe) -> list[str]:
     ]
 
 
-def _classes(id2label: dict[int, str], most: int = 8) -> str:
-    """The number of classes and their names, if they are few."""
+def _classes(id2label: dict[int, str]) -> str:
+    """The number of classes and their names."""
     count = f"{len(id2label)} class" + ("" if len(id2label) == 1 else "es")
-    names = list(id2label.values())[:most]
-    more = ", ..." if len(id2label) > most else ""
-    return f"{count} ({', '.join(names)}{more})"
+    return f"{count} ({_names(list(id2label.values()))})"
+
+
+def _names(names: list[str], most: int = 8) -> str:
+    """The names, if they are few."""
+    shown = names if len(names) <= most else [*names[:most], f"... ({len(names)} in all)"]
+    return ", ".join(shown) or "none"
 
 
 def _report(sentence: str) -> None:

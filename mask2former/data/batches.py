@@ -109,7 +109,7 @@ class Loader:
             sampler=firsts,
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_outlast_signals,
+            worker_init_fn=outlast_signals,
             pin_memory=torch.cuda.is_available(),
             # It draws a seed for the workers, which must not come out of the training's numbers.
             generator=torch.Generator(),
@@ -125,9 +125,9 @@ class Loader:
             yield batch
 
 
-def _outlast_signals(worker: int) -> None:
+def outlast_signals(worker: int) -> None:
     """Ctrl-C and cluster managers signal all processes of a run. What that means, the one that
-    trains decides; it may want batches for the rest of its step. Workers end when it does."""
+    started them decides; it may want batches for the rest of its step. Workers end when it does."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

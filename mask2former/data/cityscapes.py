@@ -115,6 +115,9 @@ class Cityscapes(SegmentationDataset):
 def _segments(ids: np.ndarray, path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Label map, labels and crowd of the segments whose class is one of the 19, by id."""
     trained = {entry.id: label for label, entry in enumerate(CLASSES)}
+    ids = ids.astype(np.int32, copy=False)
+    if (lowest := int(ids.min())) < 0:
+        raise _unknown(lowest, path)
     present = np.bincount(ids.ravel())
     table = np.full(len(present), VOID, np.int32)
     labels, crowd = [], []
@@ -122,13 +125,17 @@ def _segments(ids: np.ndarray, path: Path) -> tuple[torch.Tensor, torch.Tensor, 
         class_id = number // _OBJECTS if number >= _OBJECTS else number
         # The licence plate, class -1, appears as a large number where a tool wrote it as unsigned.
         if class_id > _HIGHEST_ID and number != 2**16 - 1:
-            raise DataError(
-                f"{path} has the number {number}, but the classes of Cityscapes are 0 to "
-                f"{_HIGHEST_ID}; is it an instanceIds file?"
-            )
+            raise _unknown(number, path)
         if class_id in trained:
             table[number] = len(labels)
             labels.append(trained[class_id])
             crowd.append(number < _OBJECTS and CLASSES[trained[class_id]].is_thing)
     masks = torch.from_numpy(table[ids])
     return masks, torch.tensor(labels, dtype=torch.int64), torch.tensor(crowd, dtype=torch.bool)
+
+
+def _unknown(number: int, path: Path) -> DataError:
+    return DataError(
+        f"{path} has the number {number}, but the classes of Cityscapes are 0 to {_HIGHEST_ID}; "
+        "is it an instanceIds file?"
+    )

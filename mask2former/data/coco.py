@@ -122,7 +122,7 @@ class CocoInstances(SegmentationDataset):
                     (
                         number,
                         labels[category],
-                        bool(annotation.get("iscrowd", 0)),
+                        check_crowd(annotation, where),
                         check_measures(annotation, where),
                         check_segmentation(annotation, entry.size, where, bad),
                     )
@@ -147,6 +147,17 @@ class CocoInstances(SegmentationDataset):
         areas = [area for _, _, _, area, _ in objects]
         known = None if None in areas else torch.tensor(areas, dtype=torch.float64)
         return Sample(entry.name, image, torch.from_numpy(masks), labels, crowd, known)
+
+
+def check_crowd(annotation: dict[str, Any], where: str) -> bool:
+    """Whether an annotation is a crowd; DataError if its "iscrowd" is neither 0 nor 1."""
+    value = annotation.get("iscrowd")
+    if value not in (None, 0, 1):
+        raise DataError(
+            f"{where} has {value!r:.40} as 'iscrowd'; give 1 to a region of many objects that are "
+            "not told apart, and 0 to one object."
+        )
+    return bool(value)
 
 
 def check_measures(annotation: dict[str, Any], where: str) -> float | None:
@@ -174,18 +185,34 @@ def _is_finite(value: Any) -> bool:
 def check_segmentation(
     annotation: dict[str, Any], size: tuple[int, int], where: str, bad: BadRecords
 ) -> Segmentation:
-    """The polygons or run lengths of an annotation; DataError if they are not what they should."""
+    """The polygons or run lengths of an annotation.
+
+    Args:
+        annotation: that has them as "segmentation".
+        size: height and width of its image in pixels.
+        where: begins the messages.
+        bad: whether bad polygons are left out where there are good ones, and which were.
+
+    Raises:
+        DataError: they are not what they should be.
+    """
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         check_run_lengths(segmentation, size, where)
         return segmentation
     if not isinstance(segmentation, list) or not segmentation:
         raise DataError(f"{where} has no segmentation; a box alone is not enough.")
-    good = []
+    good, reasons = [], []
     for polygon in segmentation:
-        with bad:
+        try:
             check_polygon(polygon, size, where)
+        except DataError as error:
+            if not bad.skip:
+                raise
+            reasons.append(str(error))
+        else:
             good.append(polygon)
     if not good:
-        raise DataError(f"{where} has no good polygon.")
+        raise DataError(reasons[0])
+    bad.reasons.extend(reasons)
     return good

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from mask2former.errors import DataError
 
 # So many of a file's images are looked for to find the folder that they are in.
 _PROBES = 20
+
+_KINDS = {int: "a whole number", str: "text", list: "a list"}
 
 
 @dataclass
@@ -30,8 +33,10 @@ def field(record: Any, key: str, kinds: type | tuple[type, ...], where: str) -> 
         raise DataError(f"{where} must be an object, not a {type(record).__name__}.")
     value = record.get(key)
     if not isinstance(value, kinds) or isinstance(value, bool):
-        what = "lacks" if key not in record else f"has {value!r:.40} as"
-        raise DataError(f"{where} {what} {key!r}.")
+        if key not in record:
+            raise DataError(f"{where} lacks {key!r}.")
+        wanted = " or ".join(_KINDS[kind] for kind in (kinds if type(kinds) is tuple else [kinds]))
+        raise DataError(f"{where} has {value!r:.40} as {key!r}, not {wanted}.")
     return value
 
 
@@ -93,7 +98,7 @@ def read_images(
 ) -> dict[int | str, ImageEntry]:
     """The images of the file by id, in its order; those that are not in `folder` are bad."""
     entries: dict[int | str, ImageEntry] = {}
-    names: set[str] = set()
+    names: dict[str, str] = {}  # by path
     listing = Listing()
     for image in images:
         with bad:
@@ -105,14 +110,28 @@ def read_images(
                 raise DataError(f"{where} is {size[0]} high and {size[1]} wide.")
             if number in entries:
                 raise DataError(f"{where} ({name}) has the id of {entries[number].name}.")
-            if name in names:
-                raise DataError(f"{where} is {name}, as another image is.")
-            path = os.path.normpath(folder / name)
-            if not listing.has(path):
-                raise DataError(f"{where}: there is no file {path}.")
-            names.add(name)
+            path = path_of(name, folder, listing.has)
+            if path is None:
+                raise DataError(f"{where}: there is no file {os.path.normpath(folder / name)}.")
+            if path in names:
+                raise DataError(f"{where} is {name}, as another image is ({names[path]}).")
+            names[path] = name
             entries[number] = ImageEntry(name, Path(path), size)
     return entries
+
+
+def path_of(name: str, folder: Path, exists: Callable[[str], bool]) -> str | None:
+    """The path of an image of this name below a folder; None if there is none.
+
+    A name may have the backslashes of Windows. Of one that leads out of the folder, as on the
+    machine that wrote it (Label Studio's "../../media/upload/1/a.jpg"), the last part will do.
+    """
+    slashed = name.replace("\\", "/")
+    names = {name: None, slashed: None}  # in this order
+    if slashed.startswith(("/", "../")) or slashed[1:2] == ":":
+        names[slashed.rpartition("/")[2]] = None
+    paths = (os.path.normpath(folder / each) for each in names if each)
+    return next((path for path in paths if exists(path)), None)
 
 
 def find_images(images: list[Any], file: Path, not_here: Path | None = None) -> Path:
@@ -133,10 +152,15 @@ def find_images(images: list[Any], file: Path, not_here: Path | None = None) -> 
         for folder in dict.fromkeys([*likely, file.parent, root, *folders])
         if folder != not_here and folder.is_dir()
     ]
+    if not images:
+        raise DataError(f"{file} lists no images; export it again.")
     names = [image["file_name"] for image in images if isinstance(image, dict)
              and isinstance(image.get("file_name"), str)]  # fmt: skip
     probes = names[:: max(1, math.ceil(len(names) / _PROBES))]
-    found = {folder: sum(os.path.isfile(folder / name) for name in probes) for folder in candidates}
+    found = {
+        folder: sum(path_of(name, folder, os.path.isfile) is not None for name in probes)
+        for folder in candidates
+    }
     if not any(found.values()):
         example = f"none has {probes[0]}" if probes else f"{file} lists none"
         raise DataError(

@@ -34,7 +34,10 @@ def check_polygon(points: Any, size: tuple[int, int], where: str) -> None:
         DataError: it is not.
     """
     if not isinstance(points, list) or not set(map(type, points)) <= {int, float}:
-        raise DataError(f"{where}: a polygon must be a list of numbers x1, y1, x2, y2, ...")
+        raise DataError(
+            f"{where}: a polygon must be a list of numbers [x1, y1, x2, y2, ...], not "
+            f"{points!r:.40}."
+        )
     if len(points) < 6 or len(points) % 2:
         raise DataError(
             f"{where}: a polygon of {len(points)} numbers; x and y of at least 3 points are needed."
@@ -83,7 +86,7 @@ def decode(segmentation: Segmentation, size: tuple[int, int], where: str) -> np.
         elif isinstance(segmentation["counts"], list):
             rle = _compressed(segmentation["counts"], size)
         else:
-            rle = segmentation
+            rle = {"size": list(size), "counts": segmentation["counts"]}
         return mask_api.decode(rle).astype(bool)
     except (ValueError, TypeError, RuntimeError) as error:  # what the C++ code throws
         raise DataError(f"{where}: its mask cannot be decoded ({error}).") from error

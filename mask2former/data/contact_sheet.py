@@ -7,10 +7,10 @@ import random
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from mask2former.data.dataset import VOID, Sample, SegmentationDataset
+from mask2former.data.dataset import Sample, SegmentationDataset
+from mask2former.data.sample_picture import named, panoptic_map, shrunk
 from mask2former.errors import DataError
 from mask2former.visualization import draw_segments
 
@@ -71,16 +71,12 @@ def _tiles(dataset: SegmentationDataset, samples: int, seed: int) -> Iterator[Im
 
 def _tile(sample: Sample, dataset: SegmentationDataset) -> Image.Image:
     """Picture and masks side by side, with the name under them."""
-    picture = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
+    ids, segments = panoptic_map(sample)
+    picture, ids = shrunk(sample.image, ids, TILE)
+    drawn = _darkened(picture, ids == 0) if sample.masks.dim() == 2 else picture
+    drawn = draw_segments(drawn, ids, named(segments, dataset.id2label))
     scale = TILE / max(picture.size)
     size = tuple(max(1, round(scale * side)) for side in picture.size)
-    id_map = Image.fromarray(_id_map(sample))
-    if scale < 1:
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-        id_map = id_map.resize(size, Image.Resampling.NEAREST)
-    ids = np.asarray(id_map)
-    drawn = _darkened(picture, ids == 0) if sample.masks.dim() == 2 else picture
-    drawn = draw_segments(drawn, ids, _segments(sample, dataset))
     font = ImageFont.load_default(size=15)
     tile = Image.new("RGB", (2 * size[0] + _SEAM, size[1] + 24), _PAPER)
     for column, panel in enumerate((picture, drawn)):
@@ -96,30 +92,6 @@ def _darkened(picture: Image.Image, where: np.ndarray) -> Image.Image:
     """A picture that is dark in the pixels `where` (H, W) is True."""
     factor = np.where(where, np.float32(_DARKNESS), np.float32(1))
     return Image.fromarray((np.asarray(picture) * factor[..., None]).astype(np.uint8))
-
-
-def _id_map(sample: Sample) -> np.ndarray:
-    """Segment numbers from 1, or 0 where there is none, int32 (H, W); smaller masks on top."""
-    if sample.masks.dim() == 2:
-        return (sample.masks.clamp(min=VOID) + 1).to(torch.int32).numpy()
-    ids = torch.zeros(sample.size, dtype=torch.int32)
-    for segment in sample.masks.flatten(1).sum(1).argsort(descending=True, stable=True).tolist():
-        ids[sample.masks[segment]] = segment + 1
-    return ids.numpy()
-
-
-def _segments(sample: Sample, dataset: SegmentationDataset) -> list[dict]:
-    """What `draw_segments` wants to know of every segment; the tags of crowds say so."""
-    return [
-        {
-            "id": number,
-            "label_id": label,
-            "label": dataset.id2label[label] + (" (crowd)" if crowd else ""),
-        }
-        for number, (label, crowd) in enumerate(
-            zip(sample.labels.tolist(), sample.crowd.tolist(), strict=True), start=1
-        )
-    ]
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.utils import data
 
@@ -50,6 +51,19 @@ class Sample:
         if self.masks.dim() == 3:
             return self.masks[segments]
         return self.masks == segments[:, None, None].to(self.masks.dtype)
+
+    def id_map(self) -> Tensor:
+        """Segments numbered from 1, and 0 where there is none, int32 (H, W).
+
+        Of masks that overlap the smaller ones lie on top.
+        """
+        if self.masks.dim() == 2:
+            return (self.masks.clamp(min=VOID) + 1).to(torch.int32)
+        ids = torch.zeros(self.size, dtype=torch.int32)
+        sizes = self.masks.flatten(1).sum(1)
+        for segment in sizes.argsort(descending=True, stable=True).tolist():
+            ids[self.masks[segment]] = segment + 1
+        return ids
 
 
 class SegmentationDataset(data.Dataset[Sample], ABC):

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mask2former.data.class_numbers import ClassNumbers, find_class_numbers, read_names
-from mask2former.data.coco import check_measures, check_segmentation
+from mask2former.data.coco import check_crowd, check_measures, check_segmentation
 from mask2former.data.coco_mask import decode, require_mask_api
 from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.data.label_folder import ONLY_SPLIT
@@ -27,6 +27,7 @@ from mask2former.data.label_map import class_segments, label_array
 from mask2former.data.records import BadRecords
 from mask2former.errors import DataError
 from mask2former.files import read_json
+from mask2former.image_file import DECODING_ERRORS
 from mask2former.image_input import image_tensor
 from mask2former.optional import require_package
 
@@ -80,7 +81,7 @@ def open_split(root: Path, split: str, reduce_labels: bool, skip_bad: bool) -> S
                 f"{root}: objects.{category} has no names; write them into {root / 'classes.txt'}, "
                 "one in a line."
             )
-        return InstanceRows(root, split, splits[split], (image, category), names, skip_bad)
+        return InstanceRows(root, split, splits[split], (image, category), names)
     raise DataError(
         f"{root} has the columns {', '.join(features)}; wanted are an image ({', '.join(images)} "
         f"are) called {' or '.join(IMAGE_COLUMNS)}, and a label map called "
@@ -100,10 +101,23 @@ def _fields(feature: Any) -> dict[str, Any]:
     return {k: getattr(v, "feature", v) if is_record else v for k, v in inner.items()}
 
 
+def _records(lists: dict[str, list[Any] | None], where: str) -> list[dict[str, Any]]:
+    """A record of lists as a list of records."""
+    lists = {key: values for key, values in lists.items() if values is not None}
+    lengths = {key: len(values) for key, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            f"{where} has objects of which the fields differ in number ("
+            + ", ".join(f"{number} of {key}" for key, number in lengths.items())
+            + "); give every object each of them."
+        )
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+
+
 def _row(rows: Any, index: int, where: str) -> dict[str, Any]:
     try:
         return rows[index]
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise
+    except (OSError, Image.DecompressionBombError, *DECODING_ERRORS) as error:
         raise DataError(f"{where} cannot be decoded ({error}); save it again.") from error
 
 
@@ -175,23 +189,16 @@ class InstanceRows(_Rows):
         rows: a `datasets.Dataset`.
         columns: names of the column of images and of the objects' category.
         names: of the classes.
-        skip_bad: leave out an object's bad polygons where it has good ones.
     """
 
     task = "instance"
 
     def __init__(
-        self,
-        root: Path,
-        split: str,
-        rows: Any,
-        columns: tuple[str, str],
-        names: list[str],
-        skip_bad: bool,
+        self, root: Path, split: str, rows: Any, columns: tuple[str, str], names: list[str]
     ) -> None:
         require_mask_api()
         super().__init__(root, split, rows.select_columns([columns[0], "objects"]))
-        self.columns, self.skip_bad = columns, skip_bad
+        self.columns = columns
         self.id2label = dict(enumerate(names))
         self.category_ids = list(self.id2label)
         self.thing_label_ids = list(self.id2label)
@@ -201,11 +208,8 @@ class InstanceRows(_Rows):
         row = _row(self.rows, index, where)
         image = _pixels(row[self.columns[0]], where)
         objects = row["objects"] or []
-        if isinstance(objects, dict):  # a record of lists
-            objects = [
-                dict(zip(objects, values, strict=True))
-                for values in zip(*objects.values(), strict=True)
-            ]
+        if isinstance(objects, dict):
+            objects = _records(objects, where)
         masks = np.zeros((len(objects), *image.shape[-2:]), bool)
         read = [
             self._read(entry, mask, f"{where}, object {place}")
@@ -226,6 +230,6 @@ class InstanceRows(_Rows):
             raise DataError(
                 f"{where} has the category {label}, but there are 0 to {len(self.id2label) - 1}."
             )
-        segmentation = check_segmentation(entry, mask.shape, where, BadRecords(self.skip_bad))
+        segmentation = check_segmentation(entry, mask.shape, where, BadRecords(skip=False))
         mask[:] = decode(segmentation, mask.shape, where)
-        return label, bool(entry.get("iscrowd")), check_measures(entry, where)
+        return label, check_crowd(entry, where), check_measures(entry, where)

@@ -295,8 +295,10 @@ def _class_table(found: Inspection) -> str:
         )
     if left_out := len(found.classes) - len(rows):
         unseen = sum(not count.segments for count in found.classes)
-        place = min(_FREQUENT_ROWS + 1, len(lines))
-        lines.insert(place, f"  ... {left_out} more classes, {unseen} of them without a segment")
+        place = _FREQUENT_ROWS if unseen < left_out else len(rows)
+        lines.insert(
+            place + 1, f"  ... {left_out} more classes, {unseen} of them without a segment"
+        )
     return "\n".join(lines)
 
 

@@ -7,7 +7,6 @@ SPLIT/images/NAME.jpg    SPLIT/masks/NAME.png
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import torch
 from mask2former.data.class_numbers import ClassNumbers, find_class_numbers
 from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.data.label_map import class_segments, read_label_map
-from mask2former.data.records import BadRecords, PackedRecords, read_pixels
+from mask2former.data.records import BadRecords, PackedRecords, files_below, read_pixels
 from mask2former.errors import DataError
 from mask2former.image_file import IMAGE_SUFFIXES
 
@@ -44,7 +43,7 @@ def find_splits(root: Path) -> dict[str, Folders]:
     pair = _pair(root)
     if pair is None:
         below = {folder.name: _pair(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
-        return {split: pair for split, pair in below.items() if pair and _has_labels(pair)}
+        return {split: pair for split, pair in below.items() if pair and _has_maps(pair.labels)}
     inside = sorted(pair.images.iterdir())
     splits = {
         folder.name: Folders(folder, pair.labels / folder.name)
@@ -53,7 +52,7 @@ def find_splits(root: Path) -> dict[str, Folders]:
     }
     if not splits or any(_is_image(file) for file in inside):
         splits = {ONLY_SPLIT: pair}
-    return {split: pair for split, pair in splits.items() if _has_labels(pair)}
+    return {split: pair for split, pair in splits.items() if _has_maps(pair.labels)}
 
 
 def _is_image(file: Path) -> bool:
@@ -63,11 +62,14 @@ def _is_image(file: Path) -> bool:
 def _pair(root: Path) -> Folders | None:
     images = [root / name for name in IMAGE_FOLDERS if (root / name).is_dir()]
     labels = [root / name for name in LABEL_FOLDERS if (root / name).is_dir()]
-    return Folders(images[0], labels[0]) if images and labels else None
+    if not images or not labels:
+        return None
+    # Beside label maps there may be labels of another kind, polygons in text files for example.
+    return Folders(images[0], next((folder for folder in labels if _has_maps(folder)), labels[0]))
 
 
-def _has_labels(pair: Folders) -> bool:
-    return any(file.suffix.lower() in LABEL_SUFFIXES for file in pair.labels.rglob("*"))
+def _has_maps(folder: Path) -> bool:
+    return any(True for _ in files_below(folder, LABEL_SUFFIXES))
 
 
 def open_split(root: Path, split: str, reduce_labels: bool, skip_bad: bool) -> LabelFolder:
@@ -133,7 +135,9 @@ def _pairs(folders: Folders, bad: BadRecords) -> list[tuple[str, str]]:
                     f"{folders.images} has {names[0]} and {names[1]}, which would share a label "
                     "map; rename one."
                 )
+            # What has an image of its own name is its map: of 1_label.png that of 1_label.jpg.
             own = [stem + end for end in _LABEL_ENDS if stem + end in maps]
+            own = [name for name in own if name == stem or name not in images]
             taken.update(own)
             found = [name for label_stem in own for name in maps[label_stem]]
             if len(found) != 1:
@@ -153,10 +157,7 @@ def _pairs(folders: Folders, bad: BadRecords) -> list[tuple[str, str]]:
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
     """Names of the files with such suffixes, relative to the folder, by name without suffix."""
     found: dict[str, list[str]] = {}
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in suffixes and not name.startswith("."):
-                base = Path(parent).relative_to(folder)
-                found.setdefault((base / stem).as_posix(), []).append((base / name).as_posix())
+    for file in files_below(folder, suffixes):
+        name = file.relative_to(folder)
+        found.setdefault(name.with_suffix("").as_posix(), []).append(name.as_posix())
     return {stem: sorted(found[stem]) for stem in sorted(found)}

@@ -12,8 +12,7 @@ from torch import Tensor
 from mask2former.data.dataset import VOID
 from mask2former.errors import DataError
 from mask2former.image_file import open_image
-from mask2former.image_input import upright
-from mask2former.segmentation_maps import ID_MAP_MODES
+from mask2former.segmentation_maps import id_array
 
 
 def read_label_map(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -31,16 +30,12 @@ def read_label_map(path: Path, size: tuple[int, int] | None = None) -> np.ndarra
 
 def label_array(image: Image.Image, name: str, size: tuple[int, int] | None) -> np.ndarray:
     """`read_label_map` of an image that was opened before; `name` begins the messages."""
-    if image.mode not in ID_MAP_MODES:
-        raise DataError(
-            f"{name} is an image of mode {image.mode}, but a label map has one number per pixel; "
-            "decode its colours to class numbers and save it with one channel."
-        )
-    values = np.array(upright(image, name))
+    values = id_array(image, name)
     if size is not None and values.shape != tuple(size):
         raise DataError(
             f"{name} is {values.shape[0]}x{values.shape[1]} (height x width) but its image is "
-            f"{size[0]}x{size[1]}; give every image a label map of its own size."
+            f"{size[0]}x{size[1]}; give every image a label map of its own size, upright if it is "
+            "turned by an EXIF orientation."
         )
     return values
 

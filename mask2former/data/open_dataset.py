@@ -34,8 +34,8 @@ _FORMATS = {
 }
 _KNOWN = (
     "COCO instances or panoptic JSON files, YOLO's data.yaml, a folder of images beside a folder "
-    "of label maps (images/ and annotations/), Cityscapes' leftImg8bit/ and gtFine/, or a folder "
-    "saved by Hugging Face datasets"
+    "of label maps as PNG (images/ and annotations/), Cityscapes' leftImg8bit/ and gtFine/, or a "
+    "folder saved by Hugging Face datasets"
 )
 
 
@@ -94,7 +94,9 @@ def open_dataset(
         else:
             dataset = huggingface.open_split(path, split, reduce_labels, skip_bad)
     if len(dataset) == 0:
-        raise DataError(f"{path} has no image in {split!r} that could be used; check the files.")
+        bad = dataset.skipped
+        why = f"; of {len(bad)} bad records the first: {bad[0]}" if bad else "; check the files."
+        raise DataError(f"{path} has no image in {split!r} that could be used{why}")
     return dataset
 
 

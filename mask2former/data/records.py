@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,17 +48,19 @@ class BadRecords:
 
 
 class PackedRecords(Sequence[Any]):
-    """Python objects in one block of bytes.
+    """Python objects in one block of bytes, which worker processes share.
 
-    A list of many small objects would be copied into every worker process of a loader, because
-    reading an object changes its reference count and so the memory that it lies in
-    (https://github.com/pytorch/pytorch/issues/13246).
+    A list of many small objects would be copied into every forked worker process of a loader,
+    because reading an object changes its reference count and so the memory that it lies in
+    (https://github.com/pytorch/pytorch/issues/13246). Spawned ones are sent a copy of everything
+    but the memory of tensors.
     """
 
     def __init__(self, records: Iterable[Any]) -> None:
         packed = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
         self._edges = np.cumsum([0, *map(len, packed)])
-        self._block = b"".join(packed)
+        block = bytearray().join(packed)
+        self._block = torch.from_numpy(np.frombuffer(block, np.uint8))
 
     def __len__(self) -> int:
         return len(self._edges) - 1
@@ -67,7 +69,7 @@ class PackedRecords(Sequence[Any]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"Record {index} of {len(self)} was asked for.")
         index %= len(self)
-        return pickle.loads(self._block[self._edges[index] : self._edges[index + 1]])
+        return pickle.loads(self._block.numpy()[self._edges[index] : self._edges[index + 1]])
 
 
 class Listing:
@@ -82,6 +84,17 @@ class Listing:
             is_folder = os.path.isdir(folder)
             self._names[folder] = set(os.listdir(folder)) if is_folder else set()
         return name in self._names[folder]
+
+
+def files_below(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """The files with such suffixes, in letters of any case, in a folder and in those below it.
+
+    Links to folders are followed; hidden files are left out, of which macOS puts one beside each.
+    """
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+                yield Path(parent, name)
 
 
 def read_pixels(path: Path, size: tuple[int, int] | None = None, by: str = "") -> Tensor:

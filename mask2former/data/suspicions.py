@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mask2former.data.inspection import ClassCount, Inspection
 
+# Without underscores before and after, which labelme and others put there.
 _BACKGROUND_NAMES = {
     *("background", "bg", "void", "ignore", "ignored", "unlabeled", "unlabelled", "none"),
-    "__background__",
 }
 _VOID_SHARE = 0.5  # of all pixels: more is suspicious where every pixel should have a class
 _ONE_CLASS_SHARE = 0.98  # of the labelled pixels
 _FULL_SHARE = 0.1  # of a class's things
+_CROWD_SHARE = 0.5  # of all things
 
 
 def suspicions(found: Inspection) -> list[str]:
@@ -36,7 +37,8 @@ def _of_files(found: Inspection) -> Iterator[str]:
     if found.wrong_areas:
         yield (
             f"{_some(found.wrong_areas, 'segment')} not half or more than twice as large as the "
-            "annotation file says; check that it was made for images of this size."
+            "annotation file says; check that it was made for images of this size, and that its "
+            "areas are not those of boxes."
         )
     if found.unlabelled_images:
         yield (
@@ -59,23 +61,32 @@ def _of_labels(found: Inspection) -> Iterator[str]:
             f"Every class occurs but the last, {_name(last)}: the labels may be one too low; "
             "check the order of the names and that labels were not reduced twice."
         )
-    if first in unseen and (unseen == [first] or found.task == "semantic"):
+    is_map = found.task == "semantic"
+    if first in unseen and (unseen == [first] or is_map) and not _is_background(first):
         unseen.remove(first)
         yield (
             f"The first class, {_name(first)}, never occurs: the labels may be one too high; "
-            "if they count from 1, give --reduce-labels or subtract one."
+            f"if they count from 1, {'give --reduce-labels or ' if is_map else ''}subtract one."
         )
     if unseen:
         yield (
             f"{_some([count.name for count in unseen], 'class')} never seen; "
             "remove them from the list of classes, or annotate some."
         )
-    for count in found.classes:
-        if count.name.strip().lower() in _BACKGROUND_NAMES:
+    things = [count for count in seen if count.is_thing]
+    total, crowds = sum(c.segments for c in things), sum(c.crowds for c in things)
+    if crowds > _CROWD_SHARE * total:
+        yield (
+            f"{crowds} of the {total} things are crowds, which training leaves out; give those "
+            "that are one object an iscrowd of 0 (some tools write 1 for every painted mask)."
+        )
+    binary = is_map and len(found.classes) == 2  # but for its background it has one class
+    for count in seen:
+        if _is_background(count) and not binary:
+            remedy = "make it void (--reduce-labels if it is label 0)" if is_map else "leave it out"
             yield (
                 f"{_name(count)} is a class of its own, which the model would learn to find; if "
-                "it means that nothing is annotated there, make it void (--reduce-labels if it "
-                "is label 0)."
+                f"it means that nothing is annotated there, {remedy}."
             )
 
 
@@ -107,6 +118,10 @@ def _of_pixels(found: Inspection) -> Iterator[str]:
                 f"{count.full} of the {count.segments} segments of {_name(count)} cover their "
                 "whole image; check that masks and background are not swapped."
             )
+
+
+def _is_background(count: ClassCount) -> bool:
+    return count.name.strip(" _").lower() in _BACKGROUND_NAMES
 
 
 def _name(count: ClassCount) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from mask2former.data.coco_mask import check_polygon, decode, require_mask_api
 from mask2former.data.dataset import Sample, SegmentationDataset
-from mask2former.data.records import BadRecords, Listing, PackedRecords, read_pixels
+from mask2former.data.records import BadRecords, Listing, PackedRecords, files_below, read_pixels
 from mask2former.errors import DataError
 from mask2former.image_file import IMAGE_SUFFIXES
 
@@ -35,7 +35,7 @@ def find_splits(root: Path) -> dict[str, Path]:
 
 
 def _looks_like_yolo(file: Path) -> bool:
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     keys = {line.partition(":")[0].strip() for line in lines}
     return "names" in keys and not keys.isdisjoint(_SPLITS)
 
@@ -128,25 +128,30 @@ def _names(values: dict[str, Any], file: Path) -> list[str]:
 
 def _images(values: dict[str, Any], split: str, file: Path) -> tuple[Path, list[Path]]:
     """The folder that the paths in the YAML file are relative to, and the images of a split."""
-    root = file.parent / str(values.get("path") or ".")
+    root = file.parent / _slashed(values.get("path") or ".")
     if not root.is_dir():  # a path on the machine that wrote it
         root = file.parent
     places = values[split] if isinstance(values[split], list) else [values[split]]
     images: list[Path] = []
-    for place in places:
-        path = root / str(place)
-        if not path.exists() and str(place).startswith("../"):
-            path = root / str(place)[3:]  # Roboflow's are relative to a folder beside the file's
+    for place in map(_slashed, places):
+        path = root / place
+        if not path.exists() and place.startswith("../"):
+            path = root / place[3:]  # Roboflow's are relative to a folder beside the file's
         if path.is_dir():
-            images += [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
+            images += files_below(path, IMAGE_SUFFIXES)
         elif path.is_file():
             lines = _lines(path)
-            images += [path.parent / line.strip() for line in lines if line.strip()]
+            images += [path.parent / _slashed(line.strip()) for line in lines if line.strip()]
         else:
             raise DataError(f"{file}: {split} is {place}, but there is no {path}; mend the path.")
     if not images:
         raise DataError(f"{file}: there are no images in {split}, {values[split]}.")
     return root, sorted(Path(os.path.normpath(image)) for image in images)
+
+
+def _slashed(path: Any) -> str:
+    """A path that may have been written on Windows."""
+    return str(path).replace("\\", "/")
 
 
 def _label_file(image: Path) -> Path:
@@ -186,7 +191,7 @@ def read_polygons(file: Path, classes: int) -> list[tuple[int, int, np.ndarray]]
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read ({error}); write it again.") from error
 

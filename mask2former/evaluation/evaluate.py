@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import distributed, nn
+from torch.utils import data
 from tqdm import tqdm
 
-from mask2former.data.dataset import VOID, Sample, SegmentationDataset, Task
+from mask2former.data.batches import outlast_signals
+from mask2former.data.dataset import VOID, SegmentationDataset, Task
 from mask2former.errors import DataError
 from mask2former.evaluation.average_precision import AveragePrecision, Instances
 from mask2former.evaluation.mean_iou import MeanIoU
 from mask2former.evaluation.panoptic_quality import PanopticQuality
 from mask2former.evaluation.segmenter import Segmenter
-from mask2former.evaluation.truth import panoptic_truth, semantic_truth, true_instances
+from mask2former.evaluation.truth import Truth
 from mask2former.image_processing import Mask2FormerImageProcessor
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
 
@@ -71,6 +74,7 @@ def evaluate(
     overlap_threshold: float = 0.8,
     skip_bad: bool = False,
     gather: bool = False,
+    workers: int = 0,
     progress: bool = True,
 ) -> Results:
     """Measure a model on all images of a data set, at their own resolution.
@@ -89,6 +93,9 @@ def evaluate(
         skip_bad: pass over samples that cannot be read, and list them.
         gather: every process of torch.distributed's default group calls this; each takes its share
             of the images, and all return the results of all images.
+        workers: processes that read the images ahead, one each; 0 reads them in this process. They
+            are spawned, so a script that starts them must do so below
+            `if __name__ == "__main__":`, and `dataset` must pickle.
         progress: show a progress bar.
 
     Raises:
@@ -99,25 +106,31 @@ def evaluate(
     metrics = check_metrics(dataset, metrics)
     segmenter = Segmenter(model, processor, dataset, threshold, mask_threshold, overlap_threshold)
     rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if gather else (0, 1)
-    tally = _Tally(dataset, metrics)
+    tally, failure = _Tally(dataset, metrics), None
     with _evaluating(model):
         share = range(rank, len(dataset), ranks)
-        for index in tqdm(share, "evaluating", unit="image", disable=not progress or rank > 0):
-            try:
-                sample = dataset[index]
-            except DataError as error:
-                if not skip_bad:
-                    raise
-                tally.skipped.append(str(error))
+        truths = _read(_Truths(dataset, metrics, segmenter.things), share, workers)
+        for index, truth in tqdm(
+            truths, "evaluating", len(share), unit="image", disable=not progress or rank > 0
+        ):
+            if not isinstance(truth, DataError):
+                tally.take(index, truth, segmenter)
+            elif skip_bad:
+                tally.skipped.append(str(truth))
             else:
-                tally.take(index, sample, segmenter)
+                failure = truth
+                break
+    found = [(tally, failure)]
     if gather:
-        tallies: list[_Tally] = [None] * ranks
-        distributed.all_gather_object(tallies, tally)
-        tally = _Tally(dataset, metrics)
-        for other in tallies:
-            tally.add(other)
-    return tally.results(dataset)
+        found = [None] * ranks
+        # What fails in one process, all must know, or they would wait for it.
+        distributed.all_gather_object(found, (tally, failure))
+    total = _Tally(dataset, metrics)
+    for other, error in found:
+        if error is not None:
+            raise error
+        total.add(other)
+    return total.results(dataset)
 
 
 def check_metrics(
@@ -144,6 +157,37 @@ def check_metrics(
         if metric.endswith("ap") and dataset.task == "panoptic" and not dataset.thing_label_ids:
             raise DataError(f"{metric} is measured on things, and the data set has none.")
     return metrics
+
+
+class _Truths(data.Dataset):
+    """What is true of each image of a data set, or why that cannot be said: what a worker raises,
+    torch wraps in its traceback."""
+
+    def __init__(
+        self, dataset: SegmentationDataset, metrics: tuple[Metric, ...], things: Collection[int]
+    ) -> None:
+        self.dataset, self.metrics, self.things = dataset, metrics, things
+
+    def __getitem__(self, index: int) -> tuple[int, Truth | DataError]:
+        try:
+            return index, Truth.of(self.dataset[index], self.metrics, self.things)
+        except DataError as error:
+            return index, error
+
+
+def _read(truths: _Truths, share: range, workers: int) -> data.DataLoader:
+    """The truths of some images, in their order."""
+    return data.DataLoader(
+        truths,
+        batch_size=None,
+        sampler=share,
+        num_workers=workers,
+        prefetch_factor=1 if workers else None,  # images may be large, and shared memory small
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=outlast_signals,
+        # It draws a seed for the workers, which must not come out of a training's numbers.
+        generator=torch.Generator(),
+    )
 
 
 @contextmanager
@@ -176,35 +220,28 @@ class _Tally:
     def _mean_iou(self) -> MeanIoU:
         return MeanIoU(self.labels, ignore_label=VOID)
 
-    def take(self, index: int, sample: Sample, segmenter: Segmenter) -> None:
+    def take(self, index: int, truth: Truth, segmenter: Segmenter) -> None:
         """Segment one image and count what is right and wrong in it."""
-        if sample.masks.shape[-2:] != sample.size:
-            raise DataError(
-                f"The masks of {sample.name} are {tuple(sample.masks.shape[-2:])} pixels high and "
-                f"wide and the image is {sample.size}; give masks of the image's size."
-            )
-        logits = segmenter(sample)
+        logits = segmenter(truth.image, truth.name)
         scores: dict[str, float] = {}
         if self.panoptic is not None:
             predicted = segmenter.panoptic(logits)
             one = self._panoptic_quality()
-            one.update(
-                predicted["segmentation"], predicted["segments_info"], *panoptic_truth(sample)
-            )
+            one.update(predicted["segmentation"], predicted["segments_info"], *truth.panoptic)
             self.panoptic.add(one)
             scores["pq"] = one.compute()["pq"]
         if self.semantic is not None:
             one = self._mean_iou()
-            one.update(segmenter.semantic(logits), semantic_truth(sample))
+            one.update(segmenter.semantic(logits), truth.semantic)
             self.semantic.add(one)
             scores["miou"] = one.compute()["miou"]
         if self.instances is not None:
-            found, truth = segmenter.instances(logits), true_instances(sample, segmenter.things)
-            self.instances.update(index, found, truth)
+            found = segmenter.instances(logits)
+            self.instances.update(index, found, truth.instances)
             if not scores:
-                scores["overlap"] = mean_best_overlap(found, truth, segmenter.threshold)
+                scores["overlap"] = mean_best_overlap(found, truth.instances, segmenter.threshold)
         score = next(iter(scores.values()))
-        self.images.append({"index": index, "image": sample.name, "score": score})
+        self.images.append({"index": index, "image": truth.name, "score": score})
 
     def add(self, other: _Tally) -> None:
         """Take in what was counted in other images."""

@@ -9,15 +9,14 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 import mask2former
 from mask2former.data.dataset import Sample, SegmentationDataset
+from mask2former.data.sample_picture import named, panoptic_map, shrunk
 from mask2former.evaluation.evaluate import Results
 from mask2former.evaluation.segmenter import Segmenter
-from mask2former.evaluation.truth import panoptic_truth
 from mask2former.visualization import draw_segments, side_by_side
 
 PANEL_SIDE = 640  # pixels, the longer side of a picture
@@ -126,7 +125,7 @@ def draw_worst_images(
     rows = []
     for image in worst_images(results, count):
         sample = dataset[image["index"]]
-        truth = panoptic_truth(sample)
+        truth = panoptic_map(sample)
         score = f"{SCORES[results.score]} {image['score']:.2f}"
         rows.append(
             side_by_side(
@@ -155,7 +154,7 @@ def _prediction(
     sample: Sample, results: Results, segmenter: Segmenter, dataset: SegmentationDataset
 ) -> Image.Image:
     """The sample with the predictions that its score is about."""
-    logits = segmenter(sample)
+    logits = segmenter(sample.image, sample.name)
     if results.score == "miou":
         ids = segmenter.semantic(logits).cpu() + 1
         segments = [{"id": i, "label_id": i - 1} for i in ids.unique().tolist()]
@@ -171,20 +170,7 @@ def _drawn(
     id2label: Mapping[int, str],
 ) -> Image.Image:
     """The picture with its segments, at most `PANEL_SIDE` pixels long."""
-    picture = Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
-    id_map = Image.fromarray(ids.to(torch.int32).numpy())
-    scale = PANEL_SIDE / max(picture.size)
-    if scale < 1:
-        size = tuple(max(1, round(scale * side)) for side in picture.size)
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-        id_map = id_map.resize(size, Image.Resampling.NEAREST)
-    named = [
-        {
-            **segment,
-            "label": id2label[segment["label_id"]] + (" (crowd)" if segment.get("iscrowd") else ""),
-        }
-        for segment in segments
-    ]
-    drawn = draw_segments(picture, np.asarray(id_map), named)  # which enlarges small pictures
+    picture, small = shrunk(sample.image, ids, PANEL_SIDE)
+    drawn = draw_segments(picture, small, named(segments, id2label))  # which enlarges small ones
     drawn.thumbnail((PANEL_SIDE, PANEL_SIDE))
     return drawn

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mask2former import post_processing
-from mask2former.data.dataset import Sample, SegmentationDataset
+from mask2former.data.dataset import SegmentationDataset
 from mask2former.errors import DataError
 from mask2former.evaluation.average_precision import Instances
 from mask2former.evaluation.classes import class_order
@@ -55,26 +55,24 @@ class Segmenter:
         self.mask_threshold, self.overlap_threshold = mask_threshold, overlap_threshold
 
     @torch.inference_mode()
-    def __call__(self, sample: Sample) -> SimpleNamespace:
-        """Logits of one image, for the methods below.
+    def __call__(self, image: Tensor, name: str) -> SimpleNamespace:
+        """Logits of one image, uint8 (3, H, W), for the methods below; messages call it `name`.
 
         Raises:
             DataError: the image does not suit the processor's settings.
         """
         try:
-            inputs = self.processor(
-                sample.image, input_data_format="channels_first", return_tensors="pt"
-            )
+            inputs = self.processor(image, input_data_format="channels_first", return_tensors="pt")
         except ValueError as error:
             raise DataError(
-                f"The settings in {PROCESSOR_FILE} do not suit {sample.name}: {error}"
+                f"The settings in {PROCESSOR_FILE} do not suit {name}: {error}"
             ) from error
         outputs = self.model(**inputs.to(self.model.device), return_dict=True)
         return SimpleNamespace(
             class_queries_logits=outputs.class_queries_logits[..., [*self.order, -1]],
             masks_queries_logits=outputs.masks_queries_logits,
             image_sizes=outputs.image_sizes,
-            target_sizes=[sample.size],
+            target_sizes=[tuple(image.shape[-2:])],
         )
 
     def panoptic(self, logits: SimpleNamespace) -> dict[str, Any]:

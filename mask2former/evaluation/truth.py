@@ -3,43 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mask2former.data.dataset import VOID, Sample
+from mask2former.data.sample_picture import panoptic_map
+from mask2former.errors import DataError
 from mask2former.evaluation.average_precision import Instances
 from mask2former.run_length import mask_to_rle
 
 
-def panoptic_truth(sample: Sample) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Segment ids from 1, 0 for void, int32 (H, W), and the segments that have a pixel.
+@dataclass(frozen=True)
+class Truth:
+    """One image and what is true of it, in the forms that some metrics take; None for the others'.
 
-    Of the masks of a sample without label map the smaller ones lie on top.
+    Attributes:
+        name: of the image.
+        image: uint8 (3, H, W).
+        panoptic: what `panoptic_map` returns.
+        semantic: what `semantic_truth` returns.
+        instances: what `true_instances` returns.
     """
-    ids = torch.zeros(sample.size, dtype=torch.int32)
-    if sample.masks.dim() == 2:
-        ids = (sample.masks.clamp(min=VOID) + 1).to(torch.int32)
-    else:
-        for segment in sample.masks.flatten(1).sum(1).argsort(descending=True, stable=True):
-            ids[sample.masks[segment]] = int(segment) + 1
-    present = ids.unique().tolist()
-    segments = [
-        {
-            "id": segment,
-            "label_id": int(sample.labels[segment - 1]),
-            "iscrowd": int(sample.crowd[segment - 1]),
-        }
-        for segment in present
-        if segment > 0
-    ]
-    return ids, segments
+
+    name: str
+    image: Tensor
+    panoptic: tuple[Tensor, list[dict[str, Any]]] | None
+    semantic: Tensor | None
+    instances: Instances | None
+
+    @classmethod
+    def of(cls, sample: Sample, metrics: Collection[str], things: Collection[int]) -> Truth:
+        """Of a sample, for metrics as `evaluate` names them.
+
+        Raises:
+            DataError: the masks have not the image's size.
+        """
+        if sample.masks.shape[-2:] != sample.size:
+            raise DataError(
+                f"The masks of {sample.name} are {tuple(sample.masks.shape[-2:])} pixels high and "
+                f"wide and the image is {sample.size}; give masks of the image's size."
+            )
+        wants_instances = "ap" in metrics or "boundary-ap" in metrics
+        return cls(
+            sample.name,
+            sample.image,
+            panoptic_map(sample) if "pq" in metrics else None,
+            semantic_truth(sample) if "miou" in metrics else None,
+            true_instances(sample, things) if wants_instances else None,
+        )
 
 
 def semantic_truth(sample: Sample) -> Tensor:
-    """The label of every pixel of a label map, int64 (H, W), `VOID` where there is none."""
-    labels = torch.cat([sample.labels, torch.tensor([VOID])])  # which the index -1 reaches
+    """The label of every pixel of a label map, int32 (H, W), `VOID` where there is none."""
+    labels = torch.cat([sample.labels, torch.tensor([VOID])]).int()  # void is what -1 reaches
     return labels[sample.masks.clamp(min=VOID).long()]
 
 

@@ -38,7 +38,7 @@ class Checkpoint:
         weights: parameters and buffers by name.
         average: the averaged ones, or None.
         optimizer: plain containers and tensors: the states of optimiser, schedule and loss scaler.
-        progress: JSON values: the metrics so far.
+        progress: JSON values: how often the weights were averaged.
     """
 
     step: int

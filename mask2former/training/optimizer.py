@@ -31,7 +31,6 @@ POSITIONS = (
 POWER = 0.9  # of the poly schedule
 DROP = 0.1  # of the step schedule, at every milestone
 CYCLE_START = 0.04  # of the one cycle (Smith and Topin 2017), in parts of its highest rate
-CYCLE_START = 0.04  # of the one cycle (Smith and Topin 2017), in parts of its highest rate
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

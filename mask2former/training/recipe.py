@@ -16,7 +16,7 @@ from mask2former.errors import DataError
 from mask2former.files import write_text
 
 # Settings that may change when a run is resumed, because the weights do not depend on them.
-RESUMABLE = ("workers", "evaluate_every", "save_every", "keep")
+RESUMABLE = ("workers", "evaluate_every", "best_metric", "save_every", "keep")
 
 
 class RecipeError(ValueError):

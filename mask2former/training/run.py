@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch import Tensor
 
 from mask2former.checkpoints.huggingface import to_huggingface
 from mask2former.checkpoints.weights import save_weights
 from mask2former.errors import DataError
+from mask2former.files import read_json, write_text
 from mask2former.image_processing import Mask2FormerImageProcessor
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
-from mask2former.optional import require_package
 from mask2former.training.checkpoint import (
     Checkpoint,
     has_checkpoint,
@@ -40,18 +34,17 @@ from mask2former.training.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from mask2former.training.ema import AveragedWeights
-from mask2former.training.optimizer import make_optimizer, make_schedule
+from mask2former.training.devices import any_process, make_accelerator, together
 from mask2former.training.recipe import RESUMABLE, Recipe, RecipeError, read_recipe
+from mask2former.training.state import EVERYWHERE, TrainingState
 from mask2former.training.watcher import Watcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 RECIPE_FILE, CHECKPOINTS, MODEL = "recipe.yaml", "checkpoints", "model"
-# The whole state, whatever it is split over: on the host of the first process, or in every one.
-ON_HOST = StateDictOptions(full_state_dict=True, cpu_offload=True)
-EVERYWHERE = StateDictOptions(full_state_dict=True)
+# The step that was evaluated last, and the best one with its metrics.
+EVALUATED = "evaluated.json"
 
 # `functools.partial(make_loader, dataset, ...)`: called with first_step, steps, rank and
 # world_size, it has the batches first_step to steps - 1, and of each the images of one process.
@@ -67,7 +60,7 @@ class Evaluation:
 
 
 # Called in every process with the whole model, with averaged weights if there are any; the metrics
-# must be the same in all.
+# must be the same in all. Where processes exchange something in it, none may fail before alone.
 Evaluate = Callable[[Mask2FormerForUniversalSegmentation], Evaluation]
 
 
@@ -88,22 +81,6 @@ class Outcome:
     best: dict[str, Any] | None
 
 
-class _Losses(nn.Module):
-    """The model as a function from a batch to its losses alone.
-
-    It is this that Accelerate wraps, so that predictions, which are large and which nobody asks
-    for, are neither converted nor searched for parameters.
-    """
-
-    def __init__(self, model: Mask2FormerForUniversalSegmentation) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, **batch: Any) -> dict[str, Tensor]:
-        output = self.model(**batch)
-        return {"loss": output.loss, **output.loss_dict}
-
-
 def train(
     model: Mask2FormerForUniversalSegmentation,
     processor: Mask2FormerImageProcessor,
@@ -118,8 +95,9 @@ def train(
 ) -> Outcome:
     """Train a model, on whatever devices Accelerate finds or was launched on.
 
-    Writes `out`/recipe.yaml, `out`/checkpoints and `out`/model, a folder for `from_pretrained`.
-    SIGTERM and SIGINT end the run after the step, with a checkpoint; a second SIGINT at once.
+    Writes `out`/recipe.yaml, `out`/checkpoints, `out`/model, a folder for `from_pretrained`, and
+    `out`/evaluated.json, the best metrics so far. SIGTERM and SIGINT end the run after the step,
+    with a checkpoint; a second SIGINT at once. What fails in one process ends all.
 
     Args:
         model: trained in place; on several devices with FSDP its parameters move to shards.
@@ -140,59 +118,19 @@ def train(
     """
     check_folder(out, recipe, resume)
     accelerator = make_accelerator(recipe)
-    if accelerator.is_main_process:
-        _prepare_folder(out)
+    first = accelerator.is_main_process
+    recipe = recipe.replace(precision=accelerator.mixed_precision)
+    if not first:
+        watchers, report = (), _nothing
+    together(accelerator, partial(_prepare_folder, out) if first else _nothing)
     run = _Run(accelerator, model, processor, recipe, out, evaluate, watchers, report)
     if resume:
         run.restore()
-    if accelerator.is_main_process:
-        run.recipe.save(out / RECIPE_FILE)
+    run.write(partial(recipe.save, out / RECIPE_FILE))
     with ExitStack() as ending:
-        for watcher in run.watchers:
+        for watcher in watchers:
             ending.callback(watcher.close)
         return run.go(batches)
-
-
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Accelerate's view of the devices, with the recipe's precision.
-
-    Raises:
-        DataError: accelerate is not installed.
-        RecipeError: the devices do not have the precision or cannot synchronise batch norms, or
-            the batch cannot be divided.
-    """
-    require_package("accelerate", "Training", "mask2former[train]")
-    from accelerate import Accelerator, InitProcessGroupKwargs
-    from accelerate.state import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    # The others wait while the first one evaluates.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    # Left to itself, Accelerate looks for other processes only where there are GPUs.
-    cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    device = PartialState(cpu=cpu, **patience.to_kwargs()).device
-    precision = recipe.precision
-    if precision == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if half else "no"
-    if precision == "fp16" and device.type == "cpu":
-        raise RecipeError("precision is 'fp16', which a CPU cannot train in; use 'bf16' or 'no'.")
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=precision,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
-        kwargs_handlers=[patience],
-    )
-    if recipe.images_per_pass % accelerator.num_processes:
-        raise RecipeError(
-            f"batch_size / gradient_accumulation is {recipe.images_per_pass}, which cannot be "
-            f"divided among {accelerator.num_processes} processes; change either."
-        )
-    if recipe.sync_batch_norm and accelerator.num_processes > 1 and device.type == "cpu":
-        raise RecipeError(
-            "sync_batch_norm is on, but torch cannot synchronise batch norms on CPUs; turn it off."
-        )
-    return accelerator
 
 
 def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
@@ -222,6 +160,8 @@ def _prepare_folder(out: Path) -> None:
         for folder in (out, out / CHECKPOINTS, out / MODEL):
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
+        if not has_checkpoint(out / CHECKPOINTS):
+            (out / EVALUATED).unlink(missing_ok=True)  # of a run that ended before its first one
     except OSError as error:
         raise DataError(
             f"The folder {out} cannot be made or written to ({error.strerror}); give another."
@@ -229,7 +169,7 @@ def _prepare_folder(out: Path) -> None:
 
 
 class _Run:
-    """The state of a run, and the steps that it consists of."""
+    """A run, and the steps that it consists of; every process has one."""
 
     def __init__(
         self,
@@ -242,112 +182,106 @@ class _Run:
         watchers: Sequence[Watcher],
         report: Callable[[str], None],
     ) -> None:
-        self.accelerator, self.processor, self.recipe, self.out = (
-            accelerator,
-            processor,
-            recipe,
-            out,
-        )
-        self.evaluate = evaluate
-        first = accelerator.is_main_process
-        self.watchers = list(watchers) if first else []
-        self.report = report if first else _nothing
-        self.recipe = recipe.replace(precision=accelerator.mixed_precision)
+        self.accelerator, self.processor, self.recipe = accelerator, processor, recipe
+        self.out, self.evaluate, self.watchers, self.report = out, evaluate, watchers, report
         self.config = model.config
-        self.shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        self.step, self.best = 0, None
         # Evaluation has a model of its own: nothing of the run changes, and each process can
         # measure its share of the images although the parameters may be split over all.
         self.copy = copy.deepcopy(model).cpu().eval() if evaluate else None
-        model = _made_ready(model, recipe, accelerator.num_processes)
-        optimizer = make_optimizer(model, recipe)
-        self.model, self.optimizer = accelerator.prepare(_Losses(model), optimizer)
-        self.schedule = make_schedule(self.optimizer.optimizer, recipe)
-        self.average = AveragedWeights(self.model, recipe.ema) if recipe.ema else None
-        self.clip_norm = recipe.clip_norm or math.inf
+        self.state = TrainingState(accelerator, model, recipe)
+        self.evaluated, self.best = 0, None
 
     # ---- the loop -------------------------------------------------------------------------------
 
     def go(self, batches: Batches) -> Outcome:
         """Train to the recipe's last step, or until a signal."""
-        self._set_mode()
+        self.state.train_mode()
         passes = self.recipe.gradient_accumulation
         source = iter(
             batches(
-                first_step=self.step * passes,
+                first_step=self.state.step * passes,
                 steps=self.recipe.steps * passes,
                 rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes,
             )
         )
         with _stop_signals() as stopping:
-            while self.step < self.recipe.steps:
+            stopped = False
+            self._evaluate_if_due()  # a run that was stopped before it could
+            while not (stopped or self._finished):
                 stopped = self._advance(source, stopping)
-                finished = self.step == self.recipe.steps
-                if finished or self.step % self.recipe.evaluate_every == 0:
-                    self._evaluate()
-                if stopped or finished or self.step % self.recipe.save_every == 0:
+                # Saved before it is evaluated, because that takes long and can fail.
+                if stopped or self._finished or self.state.step % self.recipe.save_every == 0:
                     self.save()
-                if stopped and not finished:
-                    break
-        finished = self.step == self.recipe.steps
-        return Outcome(self.step, finished, self.out / MODEL, self.best)
+                if not stopped:
+                    self._evaluate_if_due()
+        done = self._finished and not self._evaluation_is_due
+        return Outcome(self.state.step, done, self.out / MODEL, self.best)
+
+    @property
+    def _finished(self) -> bool:
+        return self.state.step == self.recipe.steps
+
+    @property
+    def _evaluation_is_due(self) -> bool:
+        due = self._finished or self.state.step % self.recipe.evaluate_every == 0
+        return due and self.evaluate is not None and self.evaluated < self.state.step
 
     def _advance(self, source: Iterator[dict[str, Any]], stopping: threading.Event) -> bool:
         """One update of the weights; True if any process was asked to stop meanwhile."""
         start = time.perf_counter()
         parts, names, stopped = [], [], False
-        lr = max(self.schedule.get_last_lr())
+        lr = max(self.state.schedule.get_last_lr())
         for number in range(self.recipe.gradient_accumulation):
-            batch = next(source)
+            batch = together(self.accelerator, partial(next, source))
             names += batch.pop("names")
             for reason in batch.pop("skipped", ()):
                 self.report(reason)
-            self._seed(self.step * self.recipe.gradient_accumulation + number)
-            with self.accelerator.accumulate(self.model):
-                losses = self.model(**self._moved(batch))
-                bad = not bool(torch.isfinite(losses["loss"]))
-                bad, stopped = self._any(bad, stopping.is_set())
-                if bad:
-                    self._refuse("loss", names)
-                self.accelerator.backward(losses["loss"])
-                if self.accelerator.sync_gradients:
-                    self._update(names)
+            self._seed(self.state.step * self.recipe.gradient_accumulation + number)
+            losses, stopped = self._pass(batch, names, stopping)
             parts.append(torch.stack([loss.detach().float() for loss in losses.values()]))
-        self.step += 1
+        self.state.step += 1
         values = self.accelerator.reduce(torch.stack(parts).mean(0), "mean").tolist()
         seconds = time.perf_counter() - start
         named = dict(zip(losses, values, strict=True))
-        for watcher in self.watchers:
-            watcher.on_step(self.step, named, lr, self.recipe.batch_size, seconds)
+        self._tell("on_step", named, lr, self.recipe.batch_size, seconds)
         return stopped
 
-    def _update(self, names: list[str]) -> None:
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        # With fp16 the scaler skips such a step and lowers its factor.
-        if self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
-            self._refuse("gradient", names)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if not self.accelerator.optimizer_step_was_skipped:
-            self.schedule.step()
-            if self.average is not None:
-                self.average.update()
+    def _pass(
+        self, batch: dict[str, Any], names: list[str], stopping: threading.Event
+    ) -> tuple[dict[str, Tensor], bool]:
+        """Forward, backward and, where it completes the step's gradient, the update.
+
+        Returns:
+            The losses, and whether any process was asked to stop.
+        """
+        from accelerate.utils import send_to_device
+
+        with self.accelerator.accumulate(self.state.model):
+            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+            losses = self.state.model(**batch)
+            bad = not bool(torch.isfinite(losses["loss"]))
+            bad, stopped = any_process(self.accelerator, bad, stopping.is_set())
+            if bad:
+                self._refuse("loss", names)
+            self.accelerator.backward(losses["loss"])
+            if self.accelerator.sync_gradients:
+                norm = self.state.clip()
+                # With fp16 the scaler sees to it.
+                if self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
+                    self._refuse("gradient", names)
+                self.state.update()
+        return losses, stopped
 
     def _refuse(self, what: str, names: list[str]) -> None:
         from accelerate.utils import gather_object
 
         images = ", ".join(gather_object(names))
         raise FloatingPointError(
-            f"The {what} is not finite in step {self.step + 1}, whose images are {images}; look at "
-            "them and their annotations, or train with a lower learning_rate or another precision. "
-            f"The last checkpoint is intact in {self.out / CHECKPOINTS}."
+            f"The {what} is not finite in step {self.state.step + 1}, whose images are {images}; "
+            "look at them and their annotations, or train with a lower learning_rate or another "
+            f"precision. The last checkpoint is intact in {self.out / CHECKPOINTS}."
         )
-
-    def _any(self, *flags: bool) -> list[bool]:
-        """Each flag, True if it is so in any process."""
-        counts = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
-        return (self.accelerator.reduce(counts, "sum") > 0).tolist()
 
     def _seed(self, number: int) -> None:
         """Random numbers of a pass depend on its number alone, so a resumed run has the same."""
@@ -356,153 +290,107 @@ class _Run:
         sequence = [self.recipe.seed, self.accelerator.process_index, number]
         set_seed(int(np.random.SeedSequence(sequence).generate_state(1)[0]))
 
-    def _set_mode(self) -> None:
-        self.model.train()
-        if self.recipe.freeze_backbone:
-            self.accelerator.unwrap_model(self.model).model.model.backbone.eval()
+    def _tell(self, event: str, *values: Any) -> None:
+        """Call a method of every watcher, with the step and these values."""
 
-    def _moved(self, batch: dict[str, Any]) -> dict[str, Any]:
-        device = self.accelerator.device
-        return {
-            name: [part.to(device, non_blocking=True) for part in value]
-            if isinstance(value, list)
-            else value.to(device, non_blocking=True)
-            for name, value in batch.items()
-        }
+        def tell() -> None:
+            for watcher in self.watchers:
+                getattr(watcher, event)(self.state.step, *values)
+
+        together(self.accelerator, tell)
 
     # ---- evaluating and saving ------------------------------------------------------------------
 
-    def _evaluate(self) -> None:
+    def _evaluate_if_due(self) -> None:
         """Measure the model; if it is the best so far, save it."""
-        if self.evaluate is None:
+        if not self._evaluation_is_due:
             return
-        with self._averaged():
-            weights = self._state(EVERYWHERE)
+        with self.state.averaged():
+            weights = self.state.weights(EVERYWHERE)
         self.copy.load_state_dict(weights)
-        evaluation = self.evaluate(self.copy.to(self.accelerator.device))
+        self.copy.to(self.accelerator.device)
+        evaluation = together(self.accelerator, partial(self.evaluate, self.copy))
         self.copy.cpu()
         metrics = evaluation.metrics
-        for watcher in self.watchers:
-            watcher.on_evaluation(self.step, metrics)
-            watcher.on_samples(self.step, evaluation.pictures)
+        self._tell("on_evaluation", metrics)
+        self._tell("on_samples", evaluation.pictures)
+        worth = self._worth(metrics)
+        better = self.best is None or worth > self._worth(self.best["metrics"])
+        self.evaluated = self.state.step
+        if better:
+            self.best = {"step": self.state.step, "metrics": metrics}
+        self.write(partial(self._write_evaluated, weights if better else None))
+
+    def _worth(self, metrics: dict[str, float]) -> float:
+        """What chooses the best model; nan, which could not be measured, is worse than anything."""
         name = self.recipe.best_metric or next(iter(metrics))
         if name not in metrics:
             raise RecipeError(f"best_metric is {name!r}; there are {', '.join(metrics)}.")
-        if self.best is None or _known(metrics[name]) > _known(self.best["metrics"][name]):
-            self.best = {"step": self.step, "metrics": metrics}
-            self._save_model(weights)
-        self.accelerator.wait_for_everyone()
+        return -math.inf if math.isnan(metrics[name]) else metrics[name]
 
     def save(self) -> None:
         """Write a checkpoint, and the model unless a better one was found by evaluation."""
-        weights = self._state()
-        average = None
-        if self.average is not None:
-            with self._averaged():
-                average = self._state()
-        optimizer = {
-            "optimizer": get_optimizer_state_dict(
-                self.model, self.optimizer.optimizer, options=ON_HOST
-            ),
-            "schedule": self.schedule.state_dict(),
-            "scaler": None
-            if self.accelerator.scaler is None
-            else self.accelerator.scaler.state_dict(),
-        }
-        progress = {
-            "best": self.best,
-            "averaged_updates": self.average.updates if self.average is not None else 0,
-        }
-        if self.best is None:
-            self._save_model(weights if average is None else average)
-        if self.accelerator.is_main_process:
-            checkpoint = Checkpoint(self.step, weights, average, optimizer, progress)
-            with self._disk_errors():
-                save_checkpoint(self.out / CHECKPOINTS, checkpoint, self.recipe.keep)
-        self.accelerator.wait_for_everyone()
+        self.write(partial(self._write_checkpoint, self.state.checkpoint()))
 
     def restore(self) -> None:
         """Go back to the newest whole checkpoint, if there is any."""
-        checkpoint = load_newest(self.out / CHECKPOINTS, self.report)
+        newest = partial(load_newest, self.out / CHECKPOINTS, self.report)
+        checkpoint = together(self.accelerator, newest)
         if checkpoint is None:
             return
-        if {name: tensor.shape for name, tensor in checkpoint.weights.items()} != self.shapes:
+        shapes = {name: tensor.shape for name, tensor in checkpoint.weights.items()}
+        if shapes != self.state.shapes:
             raise DataError(
                 f"The checkpoints in {self.out} are of another model; resume the run with the "
                 "model and the classes that it was begun with."
             )
-        if self.average is not None:
-            with self.average.applied():
-                self._load(checkpoint.average)
-            self.average.updates = checkpoint.progress["averaged_updates"]
-        self._load(checkpoint.weights)
-        states = checkpoint.optimizer
-        set_optimizer_state_dict(
-            self.model, self.optimizer.optimizer, states["optimizer"], options=ON_HOST
-        )
-        self.schedule.load_state_dict(states["schedule"])
-        if self.accelerator.scaler is not None and states["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(states["scaler"])
-        self.step, self.best = checkpoint.step, checkpoint.progress["best"]
+        self.state.restore(checkpoint)
+        record = together(self.accelerator, self._read_evaluated)
+        self.best, self.evaluated = record["best"], min(record["step"], self.state.step)
+        if self.best is not None:
+            self._worth(self.best["metrics"])  # refuses a metric that there is not
 
-    def _averaged(self) -> AbstractContextManager[None]:
-        """Within it the model has its averaged weights, if there are any."""
-        return nullcontext() if self.average is None else self.average.applied()
+    def write(self, write: Callable[[], None]) -> None:
+        """Have the first process write files, and all know of it if the disk is full."""
 
-    def _state(self, where: StateDictOptions = ON_HOST) -> dict[str, Tensor]:
-        """Parameters and buffers by name; on the host there are none in other processes."""
-        state = get_model_state_dict(self.model, options=where)
-        # Cloned, because on a CPU these are the model's own tensors, which go on changing.
-        return {
-            name.removeprefix("model."): tensor.clone(memory_format=torch.contiguous_format)
-            for name, tensor in state.items()
-        }
+        def written() -> None:
+            try:
+                if self.accelerator.is_main_process:
+                    write()
+            except (OSError, SafetensorError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                raise DataError(
+                    f"Step {self.state.step} cannot be saved in {self.out} ({reason}); make room "
+                    "there and resume the run. The last checkpoint is intact."
+                ) from error
 
-    def _load(self, weights: dict[str, Tensor]) -> None:
-        named = {f"model.{name}": tensor for name, tensor in weights.items()}
-        set_model_state_dict(self.model, named, options=ON_HOST)
+        together(self.accelerator, written)
 
-    def _save_model(self, weights: dict[str, Tensor]) -> None:
-        if not self.accelerator.is_main_process:
-            return
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        if self.best is None:
+            average = checkpoint.average
+            self._write_model(checkpoint.weights if average is None else average)
+        save_checkpoint(self.out / CHECKPOINTS, checkpoint, self.recipe.keep)
+
+    def _write_evaluated(self, weights: dict[str, Tensor] | None) -> None:
+        if weights is not None:
+            self._write_model(weights)
+        record = {"step": self.evaluated, "best": self.best}
+        write_text(self.out / EVALUATED, json.dumps(record, indent=2) + "\n")
+
+    def _read_evaluated(self) -> dict[str, Any]:
+        path = self.out / EVALUATED
+        return read_json(path) if path.exists() else {"step": 0, "best": None}
+
+    def _write_model(self, weights: dict[str, Tensor]) -> None:
         folder = self.out / MODEL
-        with self._disk_errors():
-            self.config.save_pretrained(folder)
-            self.processor.save_pretrained(folder)
-            save_weights(folder, to_huggingface(weights, self.config))
-
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise DataError(
-                f"Step {self.step} cannot be saved in {self.out} ({reason}); make room there and "
-                "resume the run. The last checkpoint is intact."
-            ) from error
+        self.config.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        save_weights(folder, to_huggingface(weights, self.config))
 
 
-def _known(metric: float) -> float:
-    """What could not be measured, nan, is worse than anything."""
-    return -math.inf if math.isnan(metric) else metric
-
-
-def _nothing(_: str) -> None:
-    """Said by a process that is not the first."""
-
-
-def _made_ready(
-    model: Mask2FormerForUniversalSegmentation, recipe: Recipe, processes: int
-) -> Mask2FormerForUniversalSegmentation:
-    """The model with what the recipe freezes, checkpoints or synchronises."""
-    if recipe.freeze_backbone:
-        model.model.backbone.requires_grad_(False)
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    if recipe.sync_batch_norm and processes > 1:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model
+def _nothing(*_: str) -> None:
+    """Said and done by a process that is not the first."""
 
 
 @contextmanager

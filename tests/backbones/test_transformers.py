@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from mask2former import DataError, Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from mask2former.backbones import make_backbone
-from mask2former.backbones.transformers import stage_strides
+from mask2former.backbones.transformers import stage_shapes
 from tests.reference import SMALL, backbone_of, randomise, relative_error, tiny_model
 
 transformers = pytest.importorskip("transformers")
@@ -47,10 +47,18 @@ def test_maps_have_the_models_strides_for_any_image_size(config, channels):
         ]
 
 
-def test_strides_are_found_without_running_a_network_of_weights():
-    strides = {"stem": 4, "stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
-    assert stage_strides(convnext()) == strides
-    assert stage_strides(dinov2()) == {"stem": 14, "stage1": 14, "stage2": 14}
+def test_channels_and_strides_are_found_without_running_a_network_of_weights():
+    shapes = stage_shapes(convnext())
+    assert shapes.pop("stem") == (8, 4)
+    assert list(shapes.values()) == [(8, 4), (16, 8), (24, 16), (32, 32)]
+    assert set(stage_shapes(dinov2()).values()) == {(32, 14)}
+
+
+def test_a_network_that_says_it_has_other_channels_than_it_has_is_measured():
+    backbone = backbone_of(transformers.HGNetV2Config())
+    assert backbone.body.channels[0] == 256
+    maps = backbone(torch.randn(1, 3, 64, 64))
+    assert [x.shape[1] for x in maps] == backbone.channels == [128, 512, 1024, 2048]
 
 
 def test_named_stages_are_kept():

@@ -8,12 +8,17 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import distributed
 
 from mask2former import BUNDLED_MODEL
 from mask2former.cli import main
+from mask2former.cli.evaluate import METRICS, _processes
+from mask2former.data.sample_picture import panoptic_map
 from mask2former.data.synthetic import SceneDataset
-from mask2former.evaluation.truth import panoptic_truth
+from mask2former.errors import DataError
+from mask2former.evaluation.evaluate import METRIC_TASKS
 from mask2former.run_length import mask_to_rle
 from mask2former.visualization import id_map_to_rgb
 
@@ -31,7 +36,7 @@ def data(tmp_path_factory):
     for number in range(len(dataset)):
         sample = dataset[number]
         save_image(sample, folder / "val" / f"{number}.png")
-        ids, segments = panoptic_truth(sample)
+        ids, segments = panoptic_map(sample)
         Image.fromarray(id_map_to_rgb(ids)).save(folder / "panoptic_val" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "height": 96, "width": 96})
         annotations.append(
@@ -138,6 +143,22 @@ def test_table_json_and_picture_are_written(evaluate, data, tmp_path, capsys):
         assert picture.width > picture.height / 2
 
 
+def test_figures_are_written_before_the_picture_is_drawn(evaluate, data, tmp_path, monkeypatch):
+    def vanished(*arguments):
+        raise DataError("1.png is gone.")
+
+    monkeypatch.setattr("mask2former.evaluation.report.draw_worst_images", vanished)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "worst.png").touch()
+    assert evaluate(data, "--metrics", "miou") == 1
+    assert report(tmp_path)["figures"]["miou"] > 0.4
+    assert not (tmp_path / "out" / "worst.png").exists()  # of another evaluation
+
+
+def test_the_command_takes_every_metric_that_there_is():
+    assert tuple(METRIC_TASKS) == METRICS
+
+
 def test_the_task_decides_the_metrics_and_a_model_of_stuff_too_does(
     evaluate, instance_data, tmp_path
 ):
@@ -166,13 +187,16 @@ def test_size_and_thresholds_reach_the_model(evaluate, data, tmp_path):
 def test_bad_samples_can_be_skipped(evaluate, data, tmp_path, capsys):
     folder = shutil.copytree(data, tmp_path / "copy")
     (folder / "val" / "1.png").write_bytes(b"no picture")
+    (folder / "panoptic_val" / "2.png").unlink()  # which is found out at opening
     assert evaluate(folder, "--metrics", "miou") == 1
-    assert "1.png" in capsys.readouterr().err.splitlines()[-1]
+    assert "2.png" in capsys.readouterr().err.splitlines()[-1]
     assert evaluate(folder, "--metrics", "miou", "--skip-bad") == 0
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[-1].startswith("2 images; ")
-    assert "mask2former: skipped: " in printed.err
-    assert len(report(tmp_path)["skipped"]) == 1
+    assert printed.out.splitlines()[-1].startswith("1 image; ")
+    skipped = report(tmp_path)["skipped"]
+    assert ["2.png" in skipped[0], "1.png" in skipped[1]] == [True, True]
+    for reason in skipped:
+        assert f"mask2former: skipped: {reason}\n" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -182,6 +206,7 @@ def test_bad_samples_can_be_skipped(evaluate, data, tmp_path, capsys):
         (["--size", "800,600"], "800,600 is not the short and the long side"),
         (["--size", "big"], "'big' is not an integer above 0"),
         (["--worst", "0"], "'0' is not an integer above 0"),
+        (["--workers", "-1"], "'-1' is not an integer from 0 on"),
         (["--threshold", "2"], "2 is not between 0 and 1"),
         (["--reduce-labels"], "reduce_labels"),
         (["--device", "quantum"], "quantum"),
@@ -202,6 +227,7 @@ def test_of_several_splits_the_one_for_validation_is_meant(evaluate, data, tmp_p
     shutil.copytree(folder / "val", folder / "train")
     shutil.copy(folder / "panoptic_val.json", folder / "panoptic_train.json")
     assert evaluate(folder, "--metrics", "miou") == 0
+    assert report(tmp_path)["split"] == "val"
     (folder / "panoptic_val.json").rename(folder / "panoptic_test.json")
     (folder / "panoptic_val").rename(folder / "panoptic_test")
     (folder / "val").rename(folder / "test")
@@ -210,6 +236,52 @@ def test_of_several_splits_the_one_for_validation_is_meant(evaluate, data, tmp_p
         evaluate(folder, "--metrics", "miou")
     complaint = capsys.readouterr().err
     assert "test" in complaint and "train" in complaint and "--split" in complaint
+
+
+def test_of_two_splits_for_validation_one_must_be_chosen(evaluate, data, tmp_path, capsys):
+    folder = shutil.copytree(data, tmp_path / "copy")
+    for name in ("panoptic_val2014", "panoptic_val2017"):
+        shutil.copytree(folder / "panoptic_val", folder / name)
+        shutil.copy(folder / "panoptic_val.json", folder / f"{name}.json")
+    (folder / "panoptic_val.json").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        evaluate(folder)
+    assert "val2014, val2017; say which with --split" in capsys.readouterr().err
+
+
+def test_yolo_is_measured_on_its_validation_images_even_where_nothing_is_annotated(
+    evaluate, tmp_path, capsys
+):
+    pytest.importorskip("faster_coco_eval")
+    dataset = SceneDataset(SCENES[:2], size=96, task="instance")
+    for index, split in enumerate(("train", "val")):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        save_image(dataset[index], tmp_path / "images" / split / f"{split}.png")
+    names = list(dataset.id2label.values())
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text(f"train: images/train\nval: images/val\nnames: [{', '.join(names)}]\n")
+    assert evaluate(yaml) == 0
+    about = report(tmp_path)
+    assert about["split"] == "val"
+    assert [image["image"] for image in about["images"]] == ["images/val/val.png"]
+    assert about["figures"]["ap"] is None
+    assert "AP -" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", [None, "cuda"])
+def test_every_process_of_torchrun_takes_its_own_gpu(monkeypatch, asked):
+    taken = []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.setattr("mask2former.cli.inference.choose_device", torch.device)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(distributed, name, lambda *arguments: None)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 3)
+    with _processes(asked) as (device, rank, ranks):
+        assert (device, rank, ranks) == (torch.device("cuda:3"), 3, 4)
+    assert taken == [device]
 
 
 def test_bad_data_and_other_classes_are_named(evaluate, data, tiny_model, tmp_path, capsys):

@@ -40,7 +40,8 @@ def trained(tiny_model, data, tmp_path_factory):
 
 def test_a_run_writes_what_it_says(trained):
     assert {path.name for path in trained.iterdir()} == {
-        *("checkpoints", "curves.png", "history.jsonl", "model", "recipe.yaml", "tensorboard"),
+        *("checkpoints", "curves.png", "evaluated.json", "history.jsonl", "model", "recipe.yaml"),
+        "tensorboard",
     }
     recipe = Recipe(**read_recipe(trained / "recipe.yaml"))
     assert (recipe.steps, recipe.ema, recipe.precision) == (4, 0.9, recipe.precision)
@@ -68,7 +69,7 @@ def test_a_run_says_what_it_does(tiny_model, data, tmp_path, capsys):
     assert "4 images (panoptic), 7 classes (disc, box, " in said
     assert "2 to evaluate on." in said
     assert "1 steps of 2 images (0.5 epochs), 1 process;" in said
-    assert f"The class head starts anew: {tiny_model} knows 3 classes (cat, dog, sky)" in said
+    assert "Class head: kept: sky, no object; new: disc, box, " in said
     assert f"The model is in {tmp_path / 'run/model'}, the best one, of step 1 with pq " in said
 
 
@@ -103,6 +104,15 @@ def test_a_file_of_settings_yields_to_the_command_line(tiny_model, data, tmp_pat
     assert model.thing_label_ids == []
 
 
+def test_the_bundled_model_is_tuned_where_none_is_named(data, tmp_path, capsys):
+    command = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *FAST]
+    assert main([*command, "--steps", "1", "--evaluate-every", "9"]) == 0
+    assert "Class head" not in capsys.readouterr().err  # the scenes have the classes it knows
+    tuned = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "run/model").config
+    bundled = Mask2FormerForUniversalSegmentation.from_pretrained(BUNDLED_MODEL).config
+    assert (tuned.id2label, tuned.hidden_dim) == (bundled.id2label, bundled.hidden_dim)
+
+
 @pytest.mark.parametrize("augmentation", ["lsj", "crop"])
 def test_the_paper_s_augmentations_train(augmentation, tiny_model, data, tmp_path):
     out = tmp_path / "run"
@@ -128,6 +138,36 @@ def test_wrong_usage_is_one_sentence(arguments, sentence, tiny_model, data, tmp_
         main([*command, *arguments])
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({0: "ball"}, "Class 0 is 'disc' (thing) in the training data, but 'ball' (thing) in the"),
+        ({0: "box", 1: "disc"}, "Class 0 is 'disc' (thing) in the training data, but 'box'"),
+        ({6: None}, "Class 6 is 'water' (stuff) in the training data, but missing in the"),
+    ],
+)
+def test_validation_data_of_other_classes_is_refused_before_the_run(
+    changed, sentence, tiny_model, data, tmp_path, capsys
+):
+    copied = tmp_path / "data"
+    shutil.copytree(data, copied)
+    file = copied / "annotations/panoptic_val.json"
+    content = json.loads(file.read_text())
+    for label, name in changed.items():
+        content["categories"][label]["name"] = name
+    content["categories"] = [c for c in content["categories"] if c["name"]]
+    if None in changed.values():
+        known = {category["id"] for category in content["categories"]}
+        for record in content["annotations"]:
+            segments = record["segments_info"]
+            record["segments_info"] = [s for s in segments if s["category_id"] in known]
+    file.write_text(json.dumps(content))
+    command = ["train", "--model", str(tiny_model), "--data", str(copied), "--out"]
+    assert main([*command, str(tmp_path / "run"), *FAST, "--steps", "1"]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_data_set_is_one_sentence(tiny_model, tmp_path, capsys):
@@ -172,7 +212,7 @@ def test_the_same_classes_keep_the_head():
 
 
 @pytest.mark.parametrize("names", ["abc", "abcdefg"])
-def test_other_classes_start_the_head_alone_anew(names):
+def test_other_classes_start_anew_and_nothing_else_does(names):
     dataset = SceneDataset(range(1))
     dataset.id2label = dict(enumerate(names))
     dataset.thing_label_ids = [1]
@@ -180,14 +220,10 @@ def test_other_classes_start_the_head_alone_anew(names):
     bundled = Mask2FormerForUniversalSegmentation.from_pretrained(BUNDLED_MODEL)
     assert model.config.id2label == dataset.id2label
     assert model.class_predictor.out_features == len(names) + 1
-    assert model.class_predictor.weight.abs().max() <= 2 * model.config.init_std
     for name, tensor in bundled.state_dict().items():
         if not name.startswith("class_predictor."):
             assert torch.equal(model.state_dict()[name], tensor)
-    assert len(news) == 1
-    assert (
-        "knows 7 classes (disc, box, " in news[0] and f"has {len(names)} classes (a, b" in news[0]
-    )
+    assert news == [f"Class head: kept: no object; new: {', '.join(names)}."]
     assert processor.thing_label_ids == [1]
 
 

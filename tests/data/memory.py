@@ -52,10 +52,22 @@ class CountingScenes(SceneDataset):
         return one
 
 
-def sample(masks, labels, name="a.png", crowd=None) -> Sample:
-    """A grey picture with these masks: lists of lists of integers, or of bool in another list."""
-    masks = torch.tensor(masks)
-    masks = masks if masks.dtype == torch.bool else masks.int()
-    crowd = torch.tensor(crowd or [False] * len(labels), dtype=torch.bool)
-    image = torch.full((3, *masks.shape[-2:]), 128, dtype=torch.uint8)
-    return Sample(name, image, masks, torch.tensor(labels, dtype=torch.int64), crowd)
+def sample(masks, labels, name="a.png", crowd=None, areas=None, noise=None) -> Sample:
+    """A picture with these masks: lists of lists of integers, or of bool in another list.
+
+    It is grey; where `noise` is a number, its pixels are random, others for every number.
+    """
+    masks = torch.as_tensor(masks)
+    size = (3, *masks.shape[-2:])
+    image = torch.full(size, 128, dtype=torch.uint8)
+    if noise is not None:
+        generator = torch.Generator().manual_seed(noise)
+        image = torch.randint(256, size, dtype=torch.uint8, generator=generator)
+    return Sample(
+        name,
+        image,
+        masks if masks.dtype == torch.bool else masks.int(),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(crowd or [False] * len(labels), dtype=torch.bool),
+        None if areas is None else torch.tensor(areas, dtype=torch.float64),
+    )

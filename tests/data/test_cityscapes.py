@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mask2former.data.cityscapes import CLASSES, Cityscapes, find_splits
 from mask2former.data.dataset import VOID
@@ -61,6 +62,17 @@ def test_other_numbers_are_refused(tmp_path):
         write_frame(tmp_path, numbers=np.array([[number, 7]], np.uint16))
         with pytest.raises(DataError, match=f"instanceIds.png has the number {number}"):
             Cityscapes(tmp_path / "leftImg8bit" / "val")[0]
+
+
+def test_maps_of_one_bit_and_of_negative_numbers_are_no_crash(tmp_path):
+    write_frame(tmp_path, numbers=np.array([[0, 1]]))
+    truth = next((tmp_path / "gtFine").rglob("*.png"))
+    dataset = Cityscapes(tmp_path / "leftImg8bit" / "val")
+    Image.fromarray(np.array([[False, True]])).save(truth)
+    assert (dataset[0].masks == VOID).all()
+    Image.fromarray(np.array([[-1, 7]], np.int32)).save(truth, format="TIFF")
+    with pytest.raises(DataError, match="instanceIds.png has the number -1"):
+        dataset[0]
 
 
 def test_splits_without_annotations_are_none(tmp_path):

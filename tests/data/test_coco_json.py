@@ -67,10 +67,15 @@ def test_bad_categories_are_refused(categories, reason):
         (image(1, "b.png"), r"image 1 \(b.png\) has the id of a.png"),
         (image(2, "a.png"), "image 2 is a.png, as another image is"),
         (image(2, "c.png"), "image 2: there is no file .*c.png"),
-        (image(2, "../b.png"), "there is no file"),
+        (image(2, "./a.png"), r"image 2 is ./a.png, as another image is \(a.png\)"),
+        (image(2, "../x/a.png"), r"image 2 is ../x/a.png, as another image is \(a.png\)"),
+        (image(2, "x/b.png"), "there is no file .*x/b.png"),
+        (image(2, "../c.png"), "there is no file"),
+        (image(2, ""), "there is no file"),
         (image(2, "x" * 5000), "there is no file"),
-        (image([2], "b.png"), r"has \[2\] as 'id'"),
+        (image([2], "b.png"), r"has \[2\] as 'id', not a whole number or text\."),
         (image(2, "b.png", height=0), "0 high and 16 wide"),
+        (image(2, "b.png", height=12.0), "image 2 has 12.0 as 'height', not a whole number"),
         ({"id": 2, "file_name": "b.png", "height": 12}, "image 2 lacks 'width'"),
         ({"id": 2, "height": 12, "width": 16}, "image 2 lacks 'file_name'"),
         ({"file_name": "b.png"}, "an image lacks 'id'"),
@@ -112,6 +117,27 @@ def test_images_are_found_beside_their_file(tmp_path, file, folder):
     assert find_images([image()], file).resolve() == (tmp_path / folder).resolve()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        r"images\val\a.png",
+        "../../label-studio/media/upload/4/a.png",
+        r"..\..\label-studio\media\upload\4\a.png",
+        "/home/somebody/pictures/a.png",
+        r"C:\pictures\a.png",
+    ],
+)
+def test_paths_of_windows_and_of_another_machine_are_found(tmp_path, name):
+    file = write_json(tmp_path / "labels.json", {})
+    write_picture(tmp_path / "images" / "val" / "a.png")
+    write_picture(tmp_path / "images" / "a.png")
+    folder = find_images([image(name=name)], file)
+    (entry,) = read_images([image(name=name)], folder, FILE, BadRecords(skip=False)).values()
+    assert entry.name == name
+    in_val = name.startswith("images")
+    assert entry.path == tmp_path / "images" / ("val/a.png" if in_val else "a.png")
+
+
 def test_the_folder_with_most_of_the_images_is_theirs(tmp_path):
     file = write_json(tmp_path / "annotations" / "instances_v.json", {})
     names = [f"{number}.png" for number in range(50)]
@@ -132,6 +158,12 @@ def test_names_too_long_for_a_file_are_no_images(tmp_path):
     file = write_json(tmp_path / "labels.json", {})
     write_picture(tmp_path / "a.png")
     assert find_images([image(name="x" * 5000), image()], file) == tmp_path
+
+
+def test_a_file_without_images_is_said_to_be_one(tmp_path):
+    file = write_json(tmp_path / "labels.json", {})
+    with pytest.raises(DataError, match="labels.json lists no images; export it again."):
+        find_images([], file)
 
 
 def test_images_that_are_nowhere_are_said_with_the_remedy(tmp_path):

@@ -119,6 +119,7 @@ def set_annotation(key, value):
         (set_segment("id", 2**24), "is out of range, 1 to 16777215"),
         (set_segment("area", -1), "segment 5 has the area -1"),
         (set_segment("bbox", [0, 0, -1, 2]), "segment 5 has the bbox"),
+        (set_segment("iscrowd", "0"), "segment 5 has '0' as 'iscrowd'"),
         (set_annotation("file_name", "b.png"), "image x: there is no file .*b.png"),
         (set_annotation("image_id", "y"), "image y is of an image that is not listed"),
         (set_annotation("segments_info", None), "image x has None as 'segments_info'"),
@@ -138,6 +139,12 @@ def test_a_bad_record_is_refused_or_its_image_left_out(root, change, reason):
     dataset = opened(root, values, skip_bad=True)
     assert "good.jpg" in [dataset.name(i) for i in range(len(dataset))]
     assert len(dataset.skipped) in (1, 2)  # an annotation without image leaves one without it
+
+
+def test_names_of_maps_may_be_paths_of_windows(root):
+    values = content()
+    values["annotations"][0]["file_name"] = r"C:\annotations\panoptic_val\a.png"
+    assert len(opened(root, values)[0].labels) == 3
 
 
 def test_things_must_be_told_from_stuff(root):

@@ -103,8 +103,15 @@ def test_ignored_pixels_are_dark_too():
 
 
 def test_crowds_are_marked(monkeypatch):
-    one = sample([[0, 1]], [1, 0], crowd=[True, False])
-    tags = [segment["label"] for segment in module._segments(one, MemoryDataset([one]))]
+    tags = []
+    draw = module.draw_segments
+
+    def noted(picture, ids, segments):
+        tags.extend(segment["label"] for segment in segments)
+        return draw(picture, ids, segments)
+
+    monkeypatch.setattr(module, "draw_segments", noted)
+    contact_sheet(MemoryDataset([sample([[0, 1]], [1, 0], crowd=[True, False])]))
     assert tags == ["dog (crowd)", "cat"]
 
 

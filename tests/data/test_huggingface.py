@@ -110,6 +110,42 @@ def test_bad_objects_are_named(tmp_path, change, reason):
         open_dataset(tmp_path)[0]
 
 
+def rows_of_lists(**objects):
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "objects": {
+                "category": datasets.Sequence(datasets.ClassLabel(names=["cat", "dog"])),
+                "segmentation": datasets.Sequence(
+                    datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
+                ),
+                "iscrowd": datasets.Sequence(datasets.Value("bool")),
+            },
+        }
+    )
+    rows = {"image": [Image.new("RGB", (6, 5))], "objects": [objects]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_objects_may_be_a_record_of_lists(tmp_path):
+    both = [[SQUARE], [SQUARE]]
+    rows_of_lists(category=[1, 0], segmentation=both, iscrowd=None).save_to_disk(tmp_path / "a")
+    sample = open_dataset(tmp_path / "a")[0]
+    assert sample.labels.tolist() == [1, 0]
+    assert sample.masks.sum((1, 2)).tolist() == [6, 6]
+    rows_of_lists(category=[1], segmentation=both, iscrowd=[True]).save_to_disk(tmp_path / "b")
+    with pytest.raises(DataError, match="all, row 0 has objects .*1 of category, 2 of segment"):
+        open_dataset(tmp_path / "b")[0]
+
+
+def test_a_bad_polygon_beside_a_good_one_is_not_passed_over_in_silence(tmp_path):
+    lists = {"category": [1], "segmentation": [[SQUARE, [1.0, 1, 2]]], "iscrowd": [False]}
+    rows_of_lists(**lists).save_to_disk(tmp_path)
+    for skip_bad in (False, True):
+        with pytest.raises(DataError, match="all, row 0, object 0: a polygon of 3 numbers"):
+            open_dataset(tmp_path, skip_bad=skip_bad)[0]
+
+
 def test_bad_label_maps_are_named(tmp_path):
     semantic_rows(np.zeros((5, 5))).save_to_disk(tmp_path)
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
@@ -128,6 +164,13 @@ def test_damaged_images_are_named(tmp_path):
     rows.save_to_disk(tmp_path)
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     with pytest.raises(DataError, match="all, row 0 cannot be decoded"):
+        open_dataset(tmp_path)[0]
+
+
+def test_images_too_large_to_decode_are_named(tmp_path, monkeypatch):
+    instance_rows().save_to_disk(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match="all, row 0 cannot be decoded .*exceeds limit"):
         open_dataset(tmp_path)[0]
 
 

@@ -155,6 +155,9 @@ def test_a_report_of_many_classes_leaves_out_those_that_never_occur():
     lines = many_classes(3)
     assert [line.split()[0] for line in lines[:3]] == ["2", "1", "0"]
     assert lines[3:] == ["  ... 197 more classes, 197 of them without a segment"]
+    lines = many_classes(25)
+    assert [line.split()[6] for line in lines[:25]] == [str(k) for k in range(25, 0, -1)]
+    assert lines[25:] == ["  ... 175 more classes, 175 of them without a segment"]
 
 
 def test_a_data_set_without_images_has_a_report():

@@ -99,6 +99,30 @@ def test_a_folder_of_text_labels_is_not_one_of_label_maps(tmp_path):
     assert find_splits(tmp_path) == {}
 
 
+def test_splits_whose_files_are_behind_links_are_splits(tmp_path):
+    write_pair(tmp_path, "images/val", "annotations/val")
+    for folder in ("images", "annotations"):
+        (tmp_path / folder / "train").mkdir()
+        (tmp_path / folder / "train" / "site1").symlink_to(tmp_path / folder / "val")
+    assert list(find_splits(tmp_path)) == ["train", "val"]
+    assert opened(tmp_path, "train").name(0) == "site1/a.jpg"
+
+
+def test_label_maps_are_found_beside_labels_of_another_kind(tmp_path):
+    write_pair(tmp_path, labels="masks")
+    for folder in ("annotations", "labels"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").touch()
+    assert len(opened(tmp_path)) == 1
+
+
+def test_an_image_may_be_named_like_the_map_of_another(tmp_path):
+    write_pair(tmp_path)
+    write_pair(tmp_path, name="a_label", numbers=[[0, 1]])
+    dataset = opened(tmp_path)
+    assert [dataset[i].size for i in range(2)] == [(2, 3), (1, 2)]
+
+
 def test_files_without_a_partner_are_refused_or_left_out(tmp_path):
     write_pair(tmp_path)
     write_picture(tmp_path / "images" / "b.png")

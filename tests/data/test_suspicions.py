@@ -32,7 +32,14 @@ def test_a_first_class_that_never_occurs_is_an_off_by_one():
     for task in ("panoptic", "semantic"):
         (warning,) = warnings_of(sample([[0, 1]], [1, 2]), task=task)
         assert warning.startswith("The first class, 'cat' (number 0), never occurs")
-        assert "--reduce-labels" in warning
+        assert ("--reduce-labels" in warning) is (task == "semantic")
+
+
+def test_a_background_that_never_occurs_is_a_class_too_many():
+    masks = torch.eye(4, dtype=torch.bool)[:2, None].tolist()
+    classes = {0: "_background_", 1: "cat", 2: "dog"}
+    (warning,) = warnings_of(sample(masks, [1, 2]), task="instance", classes=classes)
+    assert warning.startswith("1 class (_background_) is never seen; remove")
 
 
 def test_of_label_maps_it_is_one_even_if_other_classes_never_occur():
@@ -59,10 +66,26 @@ def test_nothing_annotated_at_all():
     assert "No class ever occurs" in second
 
 
-@pytest.mark.parametrize("name", ["background", "Background", "unlabeled", "void"])
+@pytest.mark.parametrize("name", ["background", "Background", "_background_", "void"])
 def test_a_class_that_means_nothing(name):
-    (warning,) = warnings_of(sample([[0, 1]], [0, 1]), classes={0: name, 1: "cat"})
-    assert repr(name) in warning and "void" in warning
+    classes = {0: name, 1: "cat", 2: "dog"}
+    for task, remedy in (("panoptic", "leave it out."), ("semantic", "make it void (--reduce")):
+        (warning,) = warnings_of(sample([[0, 1, 2]], [0, 1, 2]), task=task, classes=classes)
+        assert repr(name) in warning and remedy in warning
+
+
+def test_a_background_that_is_one_of_two_classes_of_label_maps_is_sound():
+    assert semantic(sample([[0, 1]], [0, 1]), classes={0: "background", 255: "cat"}) == []
+
+
+def test_things_that_are_crowds_mostly():
+    masks = torch.eye(4, dtype=torch.bool)[:, None].tolist()
+    for crowds, warnings in ((2, 0), (3, 1)):
+        crowd = [place < crowds for place in range(4)]
+        one = sample(masks, [0] * 4, crowd=crowd)
+        found = warnings_of(one, task="instance", classes={1: "cat"}, things={"cat"})
+        assert len(found) == warnings
+    assert "3 of the 4 things are crowds" in found[0] and "iscrowd of 0" in found[0]
 
 
 def test_binary_masks_of_0_and_255():

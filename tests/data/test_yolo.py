@@ -120,6 +120,28 @@ def test_paths_of_another_machine_and_of_roboflow_are_found(tmp_path):
     assert len(dataset[0].labels) == 1
 
 
+def test_files_of_windows_are_read(root):
+    (root / "list.txt").write_bytes(b"\xef\xbb\xbfimages\\train\\a.png\r\n")
+    (root / "data.yaml").write_bytes(
+        b"\xef\xbb\xbfnames: [cat, dog]\r\npath: .\\\r\ntrain: images\\train\r\nval: list.txt\r\n"
+    )
+    labels = root / "labels" / "train" / "a.txt"
+    labels.write_bytes(b"\xef\xbb\xbf" + labels.read_bytes().replace(b"\n", b"\r\n"))
+    assert list(find_splits(root)) == ["train", "val"]
+    for split, images in (("train", 2), ("val", 1)):
+        dataset = Yolo(root / "data.yaml", split)
+        assert len(dataset) == images
+        assert dataset[0].labels.tolist() == [1, 0]
+
+
+def test_hidden_files_are_no_images_and_links_to_folders_are_followed(root):
+    (root / "images" / "train" / "._a.png").write_bytes(b"of macOS")
+    (root / "images" / "train" / "more").symlink_to(root / "images" / "val")
+    dataset = Yolo(root / "data.yaml", "train")
+    names = [dataset.name(i).removeprefix("images/train/") for i in range(len(dataset))]
+    assert names == ["a.png", "b.png", "more/c.png"]
+
+
 def test_splits_are_those_of_the_yaml_file(root):
     assert list(find_splits(root)) == list(find_splits(root / "data.yaml")) == ["train", "val"]
     (root / "data.yaml").write_text("learning_rate: 3\n")

@@ -9,29 +9,31 @@ pytest.importorskip("faster_coco_eval")
 
 from mask2former import BUNDLED_MODEL, Mask2FormerForUniversalSegmentation
 from mask2former.data.dataset import VOID
+from mask2former.data.sample_picture import panoptic_map
 from mask2former.data.synthetic import SceneDataset
 from mask2former.errors import DataError
 from mask2former.evaluation import AveragePrecision, MeanIoU, PanopticQuality
 from mask2former.evaluation.average_precision import Instances
 from mask2former.evaluation.evaluate import evaluate, mean_best_overlap
 from mask2former.evaluation.segmenter import Segmenter
-from mask2former.evaluation.truth import panoptic_truth, semantic_truth, true_instances
+from mask2former.evaluation.truth import semantic_truth, true_instances
 from mask2former.image_processing import Mask2FormerImageProcessor
 from mask2former.run_length import mask_to_rle
 from mask2former.synthetic import ID2LABEL
-from tests.evaluation.memory import MemoryDataset, make_sample
+from tests.data import memory
+from tests.data.memory import CountingScenes, MemoryDataset
 from tests.evaluation.oracle import OracleModel, right_answers, untouched_pixels
 from tests.evaluation.test_panoptic_quality import brute_force, random_case
 from tests.reference import tiny_model
 
 ALL = ("pq", "ap", "boundary-ap", "miou")
-NAMES = ("cat", "dog", "sky")
+NAMES = ("cat", "dog", "sky")  # of a `MemoryDataset`
 
 
 def measure(samples, answers, metrics=ALL, *, task="panoptic", model_names=NAMES, **options):
     """Results on samples of cats and dogs, things, and sky."""
-    things = [0, 1] if task == "panoptic" else []
-    dataset = MemoryDataset(samples, NAMES, task, things)
+    things = ("cat", "dog") if task == "panoptic" else ()
+    dataset = MemoryDataset(samples, task, things=things)
     readable = [sample for sample in samples if not isinstance(sample, str)]
     model = OracleModel(readable, answers, dict(enumerate(model_names)))
     return evaluate(model, untouched_pixels(), dataset, metrics, progress=False, **options)
@@ -66,7 +68,7 @@ def test_right_answers_measure_one_whatever_the_order_of_the_classes(scenes):
 def test_hand_computed_figures_with_void_crowd_and_an_empty_class():
     # 4 x 10: a cat (8 pixels), a crowd of cats (8), void (4), sky (20); dogs do not occur.
     truth = [[0] * 4 + [1] * 4 + [VOID] * 2, [0] * 4 + [1] * 4 + [VOID] * 2, [2] * 10, [2] * 10]
-    sample = make_sample(truth, [0, 0, 2], crowd=[False, True, False])
+    sample = memory.sample(truth, [0, 0, 2], crowd=[False, True, False])
     cat, crowd, sky = sample.masks_of(torch.arange(3))
     lost = torch.zeros_like(cat)
     lost[:2, 0] = True  # 2 of the cat's pixels are taken for sky
@@ -95,13 +97,13 @@ def test_panoptic_quality_with_voids_and_crowds_is_that_of_the_definition():
         masks = [[place.get(value, VOID) for value in row] for row in truth.tolist()]
         labels = [segment["label_id"] for segment in true]
         crowd = [segment["iscrowd"] == 1 for segment in true]
-        samples.append(make_sample(masks, labels, crowd, seed=number))
+        samples.append(memory.sample(masks, labels, crowd=crowd, noise=number))
         answers.append(
             [(s["label_id"], 0.95, torch.from_numpy(prediction == s["id"])) for s in found]
         )
         totals += brute_force(prediction, found, truth, true, num_labels=3)
     assert totals.min() > 5  # the cases hold everything
-    dataset = MemoryDataset(samples, NAMES, things=[0, 1, 2])
+    dataset = MemoryDataset(samples, things=NAMES)
     model = OracleModel(samples, answers, dict(enumerate(NAMES)))
     results = evaluate(model, untouched_pixels(), dataset, ("pq",), progress=False)
     counted = [[row[name] for row in results.classes] for name in ("tp", "fp", "fn")]
@@ -151,7 +153,7 @@ def test_a_model_is_measured_as_the_paper_does(scenes, random_model):
         found = documented.post_process_panoptic_segmentation(
             outputs, 0.1, 0.5, 0.1, target_sizes=[(64, 64)]
         )[0]
-        pq.update(found["segmentation"], found["segments_info"], *panoptic_truth(sample))
+        pq.update(found["segmentation"], found["segments_info"], *panoptic_map(sample))
         miou.update(
             documented.post_process_semantic_segmentation(outputs, [(64, 64)])[0],
             semantic_truth(sample),
@@ -180,13 +182,13 @@ def test_a_model_is_measured_as_the_paper_does(scenes, random_model):
 
 
 def test_metrics_follow_the_task_unless_asked_for():
-    sample = make_sample([[0, 1]], [0, 2])
+    sample = memory.sample([[0, 1]], [0, 2])
     answers = [right_answers(sample)]
     assert set(measure([sample], answers, None).figures) >= {"pq", "miou"}
     semantic = measure([sample], answers, None, task="semantic")
     assert set(semantic.figures) == {"miou", "pixel_accuracy"}
     assert semantic.score == "miou"
-    masks = make_sample(torch.tensor([[[True, False]], [[True, True]]]), [0, 2])
+    masks = memory.sample(torch.tensor([[[True, False]], [[True, True]]]), [0, 2])
     instance = measure([masks], [right_answers(masks)], None, task="instance")
     assert instance.figures["ap"] == 1  # all classes of a data set of instances are things
     assert "pq" not in instance.figures
@@ -211,27 +213,27 @@ def test_a_model_of_things_and_stuff_is_measured_on_instances(scenes):
     ],
 )
 def test_metrics_that_the_annotations_cannot_give_are_named(task, metrics, message):
-    sample = make_sample([[0, 1]], [0, 2])
+    sample = memory.sample([[0, 1]], [0, 2])
     with pytest.raises(DataError, match=message):
         measure([sample], [[]], metrics, task=task)
 
 
 def test_bad_input_is_named():
-    sample = make_sample([[0, 1]], [0, 2])
+    sample = memory.sample([[0, 1]], [0, 2])
     with pytest.raises(ValueError, match="metrics holds 'map'"):
         measure([sample], [[]], ("map",))
     with pytest.raises(DataError, match="has no images"):
         measure([], [])
     with pytest.raises(DataError, match="only the data set has 'sky'; only the model has 'cow'"):
         measure([sample], [[]], model_names=("cat", "dog", "cow"))
-    nothing = MemoryDataset([sample], NAMES, "panoptic")
+    nothing = MemoryDataset([sample])
     with pytest.raises(DataError, match="ap is measured on things, and the data set has none"):
         evaluate(tiny_model(), untouched_pixels(), nothing, ("ap",))
-    other = make_sample([[0, 1, 1]], [0, 2])
+    other = memory.sample([[0, 1, 1]], [0, 2])
     wrong = type(sample)("b.png", sample.image, other.masks, other.labels, other.crowd)
     with pytest.raises(DataError, match=r"masks of b.png are \(1, 3\) .* image is \(1, 2\)"):
         measure([wrong], [[]])
-    dataset = MemoryDataset([sample], NAMES, "panoptic")
+    dataset = MemoryDataset([sample])
     small = untouched_pixels(pad_size={"height": 1, "width": 1})
     model = OracleModel([sample], [[]], dict(enumerate(NAMES)))
     with pytest.raises(DataError, match=r"preprocessor_config.json do not suit a.png: .*pad_size"):
@@ -239,7 +241,7 @@ def test_bad_input_is_named():
 
 
 def test_samples_that_cannot_be_read_are_passed_over_if_that_is_wanted():
-    good = make_sample([[0, 1]], [0, 2])
+    good = memory.sample([[0, 1]], [0, 2])
     samples = ["b.png is damaged.", good]
     with pytest.raises(DataError, match="b.png is damaged"):
         measure(samples, [right_answers(good)])
@@ -249,11 +251,39 @@ def test_samples_that_cannot_be_read_are_passed_over_if_that_is_wanted():
     assert results.figures["pq"] == 1
 
 
+def test_images_read_ahead_measure_the_same_and_their_errors_stay_one_sentence():
+    samples = [memory.sample([[0, 1], [2, VOID]], [0, 1, 2], noise=i) for i in range(3)]
+    answers = [right_answers(sample)[i:] for i, sample in enumerate(samples)]
+    alone = measure(samples, answers)
+    assert alone.figures["pq"] < 1
+    ahead = measure(["b.png is damaged.", *samples], answers, skip_bad=True, workers=1)
+    assert ahead.skipped == ["b.png is damaged."]
+    assert [image["index"] for image in ahead.images] == [1, 2, 3]
+    np.testing.assert_equal([ahead.figures, ahead.classes], [alone.figures, alone.classes])
+
+
+def test_images_are_not_kept():
+    dataset = CountingScenes(range(6), size=32)
+    samples = [SceneDataset(range(6), size=32)[i] for i in range(6)]
+    model = OracleModel(samples, [right_answers(sample) for sample in samples], ID2LABEL)
+    evaluate(model, untouched_pixels(), dataset, ALL, progress=False)
+    assert dataset.most_alive <= 2  # one is read before the last is let go
+
+
+def test_evaluating_leaves_the_random_numbers_of_a_training_alone():
+    sample = memory.sample([[0, 1]], [0, 2])
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    measure([sample], [[]])
+    assert torch.equal(torch.rand(4), expected)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_evaluates_and_is_left_in_its_mode(training):
-    sample = make_sample([[0, 1]], [0, 2])
+    sample = memory.sample([[0, 1]], [0, 2])
     model = OracleModel([sample], [[]], dict(enumerate(NAMES))).train(training)
-    evaluate(model, untouched_pixels(), MemoryDataset([sample], NAMES), progress=False)
+    evaluate(model, untouched_pixels(), MemoryDataset([sample]), progress=False)
     assert model.modes == [False]
     assert model.training is training
 
@@ -291,16 +321,16 @@ def test_crowds_neither_count_nor_hold_against():
 
 
 def test_instance_maps_show_what_is_sure_with_the_surer_on_top(scenes):
-    sample = make_sample([[0, 0, 0, 0]], [0])
+    sample = memory.sample([[0, 0, 0, 0]], [0])
     left, right = (
         torch.tensor([[True, True, True, False]]),
         torch.tensor([[False, True, True, True]]),
     )
     answers = [[(0, 0.9, left), (1, 0.95, right), (2, 0.99, right), (1, 0.5, left)]]
     model = OracleModel([sample], answers, dict(enumerate(NAMES)))
-    dataset = MemoryDataset([sample], NAMES, things=[0, 1])
+    dataset = MemoryDataset([sample], things=("cat", "dog"))
     segmenter = Segmenter(model, untouched_pixels(), dataset)
-    found = segmenter.instance_map(segmenter(sample))
+    found = segmenter.instance_map(segmenter(sample.image, sample.name))
     assert found["segmentation"].tolist() == [[2, 1, 1, 1]]
     assert [(s["id"], s["label_id"]) for s in found["segments_info"]] == [(1, 1), (2, 0)]
 

@@ -14,11 +14,12 @@ from mask2former.evaluation.report import (
     worst_images,
 )
 from mask2former.evaluation.segmenter import Segmenter
-from tests.evaluation.memory import MemoryDataset, make_sample
+from tests.data import memory
+from tests.data.memory import MemoryDataset
 from tests.evaluation.oracle import OracleModel, right_answers, untouched_pixels
 
 NAN = math.nan
-NAMES = ("cat", "dog", "sky")
+NAMES = ("cat", "dog", "sky")  # of a `MemoryDataset`
 
 
 def made_results(scores=(0.5,)):
@@ -79,12 +80,12 @@ def square_and_sky(name, size, seed):
     """A cat in the middle of the sky."""
     masks = torch.ones(size, dtype=torch.int32)
     masks[size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] // 2] = 0
-    return make_sample(masks, [0, 2], name=name, seed=seed)
+    return memory.sample(masks, [0, 2], name=name, noise=seed)
 
 
 def evaluated(task, metrics, samples, answers):
-    things = [0, 1] if task == "panoptic" else []
-    dataset = MemoryDataset(samples, NAMES, task, things)
+    things = ("cat", "dog") if task == "panoptic" else ()
+    dataset = MemoryDataset(samples, task, things=things)
     model = OracleModel(samples, answers, dict(enumerate(NAMES)))
     results = evaluate(model, untouched_pixels(), dataset, metrics, progress=False)
     return results, Segmenter(model, untouched_pixels(), dataset), dataset
@@ -114,7 +115,7 @@ def test_truth_stands_beside_prediction_with_the_worst_on_top(task, metric):
     samples = [square_and_sky(f"{i}.png", size, i) for i in range(3)]
     if task == "instance":
         samples = [
-            make_sample(sample.masks_of(torch.arange(2)), [0, 2], name=sample.name, seed=i)
+            memory.sample(sample.masks_of(torch.arange(2)), [0, 2], name=sample.name, noise=i)
             for i, sample in enumerate(samples)
         ]
     answers = [right_answers(sample) for sample in samples]

@@ -1,35 +1,17 @@
 import numpy as np
 import pytest
-import torch
 
 from mask2former.annotations import IGNORED
 from mask2former.data.dataset import VOID
-from mask2former.evaluation.truth import panoptic_truth, semantic_truth, true_instances
-from tests.evaluation.memory import make_sample
+from mask2former.evaluation.truth import semantic_truth, true_instances
+from tests.data import memory
 
 LABEL_MAP = [[0, 0, VOID, 2], [0, 3, IGNORED, 2]]  # segment 1 has no pixel
 
 
 @pytest.fixture
 def sample():
-    return make_sample(LABEL_MAP, [5, 4, 5, 1], crowd=[False, False, True, False])
-
-
-def test_segments_are_numbered_from_one_and_void_is_zero(sample):
-    ids, segments = panoptic_truth(sample)
-    assert ids.tolist() == [[1, 1, 0, 3], [1, 4, 0, 3]]
-    assert segments == [
-        {"id": 1, "label_id": 5, "iscrowd": 0},
-        {"id": 3, "label_id": 5, "iscrowd": 1},
-        {"id": 4, "label_id": 1, "iscrowd": 0},
-    ]
-
-
-def test_of_overlapping_masks_the_smaller_is_on_top():
-    masks = torch.tensor([[[1, 1, 0]], [[1, 1, 1]], [[0, 1, 0]]]).bool()
-    ids, segments = panoptic_truth(make_sample(masks, [0, 0, 0]))
-    assert ids.tolist() == [[1, 3, 2]]
-    assert [segment["id"] for segment in segments] == [1, 2, 3]
+    return memory.sample(LABEL_MAP, [5, 4, 5, 1], crowd=[False, False, True, False])
 
 
 def test_pixels_have_the_label_of_their_segment(sample):
@@ -37,11 +19,8 @@ def test_pixels_have_the_label_of_their_segment(sample):
 
 
 def test_an_image_without_segments_is_void():
-    sample = make_sample([[VOID, VOID]], [])
+    sample = memory.sample([[VOID, VOID]], [])
     assert semantic_truth(sample).tolist() == [[VOID, VOID]]
-    ids, segments = panoptic_truth(sample)
-    assert ids.tolist() == [[0, 0]]
-    assert segments == []
     assert true_instances(sample, {0}).masks == []
 
 
@@ -52,5 +31,5 @@ def test_instances_are_the_things_with_areas_of_the_file(sample):
     masks = [decode(rle) for rle in found.masks]
     for segment, mask in zip((0, 1, 2), masks, strict=True):
         assert np.array_equal(mask, np.array(LABEL_MAP) == segment)
-    sample = make_sample(LABEL_MAP, [5, 4, 5, 1], areas=[3.5, 0, 2, 9])
+    sample = memory.sample(LABEL_MAP, [5, 4, 5, 1], areas=[3.5, 0, 2, 9])
     assert true_instances(sample, {1, 5}).areas == [3.5, 2.0, 9.0]

@@ -15,10 +15,20 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from mask2former import Mask2FormerForUniversalSegmentation, SwinConfig
+from mask2former import (
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    SwinConfig,
+)
+from mask2former.data.synthetic import SceneDataset
+from mask2former.errors import DataError
+from mask2former.evaluation.evaluate import evaluate
+from mask2former.training.devices import make_accelerator
 from mask2former.training.recipe import Recipe, RecipeError
-from mask2former.training.run import make_accelerator
+from mask2former.training.run import Evaluation
+from mask2former.training.watcher import Watcher
 from tests.reference import make_labels, tiny_model
+from tests.training.scenes import RECIPE, batches, train_scenes
 
 RANKS = 2
 SIZE = (64, 64)
@@ -175,6 +185,61 @@ def what_the_trainer_sees(rank: int) -> tuple[int, int, str]:
     return accelerator.process_index, accelerator.num_processes, str(refusal.value)
 
 
+class FullDisk(Watcher):
+    """Of the first process only, as all watchers are."""
+
+    def on_step(self, step, losses, lr, images, seconds):
+        raise DataError("curves.png cannot be written.")
+
+
+class VanishingScenes(SceneDataset):
+    """Whose second image, the second process's, is lost."""
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise DataError("image 1 is lost.")
+        return super().__getitem__(index)
+
+
+def measured_scenes(model: Mask2FormerForUniversalSegmentation) -> Evaluation:
+    scenes, processor = VanishingScenes(range(4), 64), Mask2FormerImageProcessor(do_resize=False)
+    return Evaluation(evaluate(model, processor, scenes, gather=True, progress=False).figures)
+
+
+def how_runs_fail(rank: int, folder: Path) -> dict[str, str]:
+    """What every process raises where something fails in one of them."""
+
+    def batches_with(fail: Callable[[dict], None]):
+        def loader(**where):
+            for number, batch in enumerate(batches(2)(**where)):
+                if number == rank == 1:
+                    fail(batch)
+                yield batch
+
+        return loader
+
+    def vanish(batch: dict) -> None:
+        raise DataError("image 7.png is lost.")
+
+    def poison(batch: dict) -> None:
+        batch["pixel_values"][0, 0, 0, 0] = torch.nan
+
+    sound = {"loader": batches(2)}
+    cases = {
+        "a lost image": {"loader": batches_with(vanish)},
+        "a loss that is not finite": {"loader": batches_with(poison)},
+        "a full disk": {**sound, "watchers": [FullDisk()]},
+        "a lost validation image": {**sound, "evaluate": measured_scenes},
+    }
+    raised = {}
+    recipe = RECIPE.replace(batch_size=4, evaluate_every=1)
+    for number, (case, options) in enumerate(cases.items()):
+        with pytest.raises((DataError, FloatingPointError)) as error:
+            train_scenes(folder / str(number), recipe, **options)
+        raised[case] = str(error.value)
+    return raised
+
+
 def rank_main(rank: int, folder: Path) -> None:
     """All scenarios, one after the other, in a process of its own."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}
@@ -193,13 +258,14 @@ def rank_main(rank: int, folder: Path) -> None:
             {key: run(name, rank) for key, (run, name) in scenarios.items()}
             for scenarios in (GRADIENTS, STEPS)
         ]
-    torch.save([*results, what_the_trainer_sees(rank)], folder / f"{rank}.pt")
+    results += [what_the_trainer_sees(rank), how_runs_fail(rank, folder)]
+    torch.save(results, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[list]:
-    """What each rank found: results of GRADIENTS, of STEPS, and `what_the_trainer_sees`."""
+    """What each rank found: results of GRADIENTS, of STEPS, and of the functions below those."""
     pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("ranks")
     context = torch.multiprocessing.spawn(rank_main, (folder,), RANKS, join=False)
@@ -234,7 +300,7 @@ def largest_error(found: Result, expected: Result) -> float:
 
 @pytest.mark.parametrize("key", GRADIENTS)
 def test_halves_of_a_batch_give_the_gradients_of_the_whole(ranks, key):
-    results = [dict(found[key]) for found, _, _ in ranks]
+    results = [dict(found[key]) for found, *_ in ranks]
     losses = torch.stack([result.pop("loss") for result in results])
     name = GRADIENTS[key][1]
     model = alone(name)
@@ -253,12 +319,29 @@ def test_a_step_of_two_ranks_ends_at_the_weights_of_one(ranks, key):
     assert clip_grad_norm_(model.parameters(), CLIP_NORM) > CLIP_NORM
     optimizer_of(model).step()
     change = {name: tensor - before[name] for name, tensor in model.state_dict().items()}
-    for _, weights, _ in ranks:
+    for _, weights, *_ in ranks:
         found = {name: tensor - before[name] for name, tensor in weights[key].items()}
         assert largest_error(found, change) < 1e-9  # measured 9.2e-13
 
 
 def test_processes_without_a_gpu_train_together_but_synchronise_no_batch_norms(ranks):
-    for rank, (_, _, (found, count, refusal)) in enumerate(ranks):
+    for rank, (_, _, (found, count, refusal), _) in enumerate(ranks):
         assert (found, count) == (rank, RANKS)
         assert refusal.startswith("sync_batch_norm is on, but torch cannot synchronise")
+
+
+@pytest.mark.parametrize(
+    ("case", "sentence"),
+    [
+        ("a lost image", "image 7.png is lost."),
+        (
+            "a loss that is not finite",
+            "The loss is not finite in step 2, whose images are scene 2, scene 3, scene 2, ",
+        ),
+        ("a full disk", "curves.png cannot be written."),
+        ("a lost validation image", "image 1 is lost."),
+    ],
+)
+def test_what_fails_in_one_process_ends_all_with_its_sentence(ranks, case, sentence):
+    for *_, raised in ranks:
+        assert raised[case].startswith(sentence)

@@ -3,6 +3,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mask2former import (
     SwinConfig,
 )
 from mask2former.errors import DataError
-from mask2former.training.checkpoint import load_newest
+from mask2former.training.checkpoint import has_checkpoint, load_newest
 from mask2former.training.recipe import Recipe, RecipeError, read_recipe
 from mask2former.training.run import Evaluation
 from mask2former.training.watcher import Watcher
@@ -60,6 +61,10 @@ class Diary(Watcher):
 
     def close(self):
         self.closed += 1
+
+
+def constant_figure(model) -> Evaluation:
+    return Evaluation({"pq": 0.5})
 
 
 def saved_steps(out) -> list[str]:
@@ -209,6 +214,69 @@ def test_the_best_model_is_kept(tmp_path):
     assert not all(torch.equal(best[name], tensor) for name, tensor in seen[6].items())
 
 
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(tmp_path):
+    def lost(model):
+        raise DataError("val/7.png is lost.")
+
+    seen = []
+
+    def evaluate(model):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return Evaluation({"pq": 1.0 / len(seen)})
+
+    with pytest.raises(DataError, match="val/7.png is lost"):
+        train_scenes(tmp_path, evaluate=lost)
+    assert saved_steps(tmp_path) == ["step-000002"]
+    weights = load_newest(tmp_path / "checkpoints", pytest.fail).weights
+    diary = Diary()
+    outcome = train_scenes(tmp_path, evaluate=evaluate, watchers=[diary], resume=True)
+    assert list(diary.metrics) == [2, 4, 6]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in seen[0].items())
+    assert outcome.best["step"] == 2
+
+
+@pytest.mark.parametrize("at", [4, 6])
+def test_a_run_that_is_stopped_saves_at_once_and_evaluates_when_it_is_resumed(at, tmp_path):
+    def kill(step: int) -> None:
+        if step == at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped, resumed = Diary(kill), Diary()
+    options = {"recipe": RECIPE.replace(save_every=9), "evaluate": constant_figure}
+    outcome = train_scenes(tmp_path, watchers=[stopped], **options)
+    assert (outcome.step, outcome.finished) == (at, False)
+    assert saved_steps(tmp_path) == [f"step-{at:06d}"]
+    assert list(stopped.metrics) == list(range(2, at, 2))
+    assert train_scenes(tmp_path, watchers=[resumed], resume=True, **options).finished
+    assert list(resumed.metrics) == list(range(at, 7, 2))
+
+
+def test_the_best_model_is_known_to_a_run_that_goes_on_from_before_it(tmp_path):
+    def break_at_six(step: int) -> None:
+        if step == 5:
+            raise Stop
+
+    recipe = RECIPE.replace(save_every=3, evaluate_every=4)
+    with pytest.raises(Stop):
+        train_scenes(tmp_path, recipe, evaluate=constant_figure, watchers=[Diary(break_at_six)])
+    assert saved_steps(tmp_path) == ["step-000003"]
+    best = saved_model(tmp_path)
+    outcome = train_scenes(tmp_path, recipe, evaluate=constant_figure, resume=True)
+    assert outcome.best == {"step": 4, "metrics": {"pq": 0.5}}
+    assert same_weights(saved_model(tmp_path), best)
+
+
+def test_a_metric_that_there_is_not_can_be_corrected(tmp_path):
+    with pytest.raises(RecipeError, match="best_metric is 'ap'; there are pq"):
+        train_scenes(tmp_path, RECIPE.replace(best_metric="ap"), evaluate=constant_figure)
+    with pytest.raises(RecipeError, match="best_metric is 'pg'; there are pq"):
+        train_scenes(
+            tmp_path, RECIPE.replace(best_metric="pg"), evaluate=constant_figure, resume=True
+        )
+    recipe = RECIPE.replace(best_metric="pq")
+    assert train_scenes(tmp_path, recipe, evaluate=constant_figure, resume=True).finished
+
+
 def test_evaluation_changes_no_weight(tmp_path):
     def evaluate(model):
         torch.rand(3)
@@ -287,6 +355,43 @@ def test_a_second_interrupt_ends_the_run_at_once(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train_scenes(tmp_path, watchers=[Diary(interrupt_twice)])
+
+
+@pytest.mark.parametrize("moment", ["evaluating", "checkpoint", "best model"])
+def test_an_interrupt_while_it_evaluates_or_saves_leaves_the_run_whole(
+    moment, tmp_path, monkeypatch
+):
+    def interrupt(*_) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def evaluate(model):
+        if moment == "evaluating":
+            interrupt()
+        return Evaluation({"pq": float(model.class_predictor.weight.detach().sum())})
+
+    run, folder = tmp_path / "run", {"checkpoint": "checkpoints", "best model": "model"}
+    replace = os.replace
+
+    def replaced(source, target) -> None:
+        if folder.get(moment) == Path(target).parent.name and has_checkpoint(run / "checkpoints"):
+            interrupt()
+        replace(source, target)
+
+    whole, resumed = scene_model(), scene_model()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replaced)
+        with pytest.raises(KeyboardInterrupt):
+            train_scenes(run, evaluate=evaluate)
+    assert list((run / "checkpoints").glob(".*")) == list((run / "model").glob(".*")) == []
+    assert saved_steps(run) == ["step-000002"]
+    saved_model(run)
+    moment = "later"
+    assert train_scenes(run, model=resumed, evaluate=evaluate, resume=True).finished
+    outcome = train_scenes(tmp_path / "whole", model=whole, evaluate=evaluate)
+    assert same_weights(whole, resumed)
+    assert same_weights(saved_model(run), saved_model(tmp_path / "whole"))
+    assert outcome.best["step"] in (2, 4, 6)
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(tmp_path):

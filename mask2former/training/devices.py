@@ -1,0 +1,127 @@
+"""The devices of a run: what Accelerate finds, and what its processes must agree about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import nn
+
+from mask2former.backbones.resnet import FrozenBatchNorm2d
+from mask2former.errors import DataError
+from mask2former.optional import require_package
+from mask2former.training.recipe import Recipe, RecipeError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+# What a run can fail from with a sentence for the user.
+FAILURES = (DataError, RecipeError, FloatingPointError)
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Accelerate's view of the devices, with the recipe's precision.
+
+    Raises:
+        DataError: accelerate is not installed.
+        RecipeError: the devices do not have the precision or cannot synchronise batch norms, the
+            batch cannot be divided, or this process has trained in another precision.
+    """
+    require_package("accelerate", "Training", "mask2former[train]")
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    # The others wait while the first one evaluates.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+    # Left to itself, Accelerate looks for other processes only where there are GPUs.
+    cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    state = PartialState(cpu=cpu, **patience.to_kwargs())
+    _check_devices(recipe, state.device, state.num_processes)
+    precision = _precision(recipe, state.device)
+    _check_unchanged(precision)
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=precision,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        kwargs_handlers=[patience],
+    )
+
+
+def _check_devices(recipe: Recipe, device: torch.device, processes: int) -> None:
+    if recipe.precision == "fp16" and device.type == "cpu":
+        raise RecipeError("precision is 'fp16', which a CPU cannot train in; use 'bf16' or 'no'.")
+    if recipe.images_per_pass % processes:
+        raise RecipeError(
+            f"batch_size / gradient_accumulation is {recipe.images_per_pass}, which cannot be "
+            f"divided among {processes} processes; change either."
+        )
+    if recipe.sync_batch_norm and processes > 1 and device.type == "cpu":
+        raise RecipeError(
+            "sync_batch_norm is on, but torch cannot synchronise batch norms on CPUs; turn it off."
+        )
+
+
+def _precision(recipe: Recipe, device: torch.device) -> str:
+    if recipe.precision != "auto":
+        return recipe.precision
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if half else "no"
+
+
+def _check_unchanged(precision: str) -> None:
+    """Accelerate has one precision in a process, which it takes from the first accelerator."""
+    from accelerate.state import AcceleratorState, is_initialized
+
+    before = AcceleratorState().mixed_precision if is_initialized() else precision
+    if before != precision:
+        raise RecipeError(
+            f"precision is {precision!r}, but Accelerate is at {before!r} in this process already, "
+            "and keeps it; train in a new process."
+        )
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """The model with batch norms that see the images of all devices; frozen ones see none."""
+    for name, child in model.named_children():
+        if isinstance(child, FrozenBatchNorm2d):
+            continue
+        if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            child = nn.SyncBatchNorm.convert_sync_batchnorm(child)
+        elif isinstance(child, nn.BatchNorm2d):  # timm's, which have an activation, too
+            from timm.layers import convert_sync_batchnorm
+
+            child = convert_sync_batchnorm(child)
+        else:
+            child = synchronised(child)
+        setattr(model, name, child)
+    return model
+
+
+def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Each flag, True if it is so in any process."""
+    if accelerator.num_processes == 1:
+        return list(flags)  # without waiting for a GPU
+    counts = torch.tensor(flags, dtype=torch.float32, device=accelerator.device)
+    return (accelerator.reduce(counts, "sum") > 0).tolist()
+
+
+def together(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """What `work` returns, once it is done in every process; it may fail in any.
+
+    If it fails in some, with a sentence for the user, all raise the first of the errors: a process
+    that raised one by itself would leave the others waiting for it.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except FAILURES as caught:
+        error = caught
+    if any_process(accelerator, error is not None)[0]:
+        from accelerate.utils import gather_object
+
+        raise next(other for other in gather_object([error]) if other is not None)
+    return result
