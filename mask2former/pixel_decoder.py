@@ -182,7 +182,7 @@ class PixelDecoder(LayerStack):
         finest = levels[-1]
         for index in reversed(range(self.num_fpn_levels)):
             convolution = self.lateral_convs[index]
-            merged = recomputed(_merge, convolution, features[index], finest, pixel_mask)
+            merged = _merge(convolution, features[index], finest, pixel_mask)
             finest = _apply(self.output_convs[index], merged, pixel_mask).relu_()
         return PixelDecoderOutput(levels, valid, self.mask_projection(finest), pixel_mask)
 

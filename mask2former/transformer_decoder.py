@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mask2former.activations import ACTIVATIONS
 from mask2former.configuration import Mask2FormerConfig
-from mask2former.gradient_checkpointing import LayerStack, recomputed
+from mask2former.gradient_checkpointing import LayerStack
 from mask2former.padding import resize
 from mask2former.pixel_decoder import NUM_LEVELS, PixelDecoderOutput
 from mask2former.position import sine_position_embedding
@@ -95,9 +95,6 @@ class DecoderLayer(nn.Module):
             return x + self.dropout(branch(norm(x)))
         return norm(x + self.dropout(branch(x)))
 
-    def _look(self, x: Tensor, memory: Tensor, position: Tensor, allowed: Tensor) -> Tensor:
-        return self.cross_attn(x, memory + position, memory, allowed)
-
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.dropout(self.activation(self.fc1(x))))
 
@@ -106,18 +103,19 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         query_position: Tensor,
         memory: Tensor,
-        memory_position: Tensor,
+        placed_memory: Tensor,
         allowed: Tensor,
         output_attentions: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """One step of the queries `x` (N, Q, C) over `memory` (N, S, C).
+        """One step of the queries `x` (N, Q, C) over `memory` (N, S, C), whose keys are of
+        `placed_memory`, the same with its position.
 
         Returns the queries and, if asked for, the self-attention probabilities.
         """
         weights = None
 
         def cross(y: Tensor) -> Tensor:
-            return recomputed(self._look, y + query_position, memory, memory_position, allowed)
+            return self.cross_attn(y + query_position, placed_memory, memory, allowed)
 
         def among(y: Tensor) -> Tensor:
             nonlocal weights
@@ -191,9 +189,9 @@ class TransformerDecoder(LayerStack):
                 self.input_projections, pixels.levels, self.level_embed.weight, strict=True
             )
         ]
-        positions = [
-            sine_position_embedding(valid, memories[0].shape[-1], dtype).flatten(2).transpose(1, 2)
-            for valid in pixels.valid
+        placed = [
+            x + sine_position_embedding(valid, x.shape[-1], dtype).flatten(2).transpose(1, 2)
+            for x, valid in zip(memories, pixels.valid, strict=True)
         ]
         # Resizing is linear, so the mask at a level's size comes from features shrunk once.
         features = pixels.mask_features.detach()
@@ -213,7 +211,7 @@ class TransformerDecoder(LayerStack):
                 x,
                 query_position,
                 memories[level],
-                positions[level],
+                placed[level],
                 allowed,
                 output_attentions,
             )

@@ -73,6 +73,17 @@ class DropPath(nn.Module):
         return x * x.new_empty(shape).bernoulli_(keep) / keep
 
 
+def _biased_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float
+) -> Tensor:
+    """Attention (B, heads, L, C) with `bias` added to the scores."""
+    if query.device.type != "cpu" or not bias.requires_grad:
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout)
+    # On a processor it would come to this too, at twice the time: it looks for rows of -inf.
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias
+    return F.dropout(scores.softmax(-1), dropout) @ value
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned relative position bias."""
 
@@ -95,7 +106,7 @@ class WindowAttention(nn.Module):
         if mask is not None:
             bias = (bias + mask).repeat(count // mask.shape[0], 1, 1, 1)
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropout)
+        out = _biased_attention(query, key, value, bias.to(query.dtype), dropout)
         return self.output(out.transpose(1, 2).reshape(count, length, channels))
 
 
