@@ -166,6 +166,7 @@ def _draw_points(
         config.train_num_points,
         config.oversample_ratio,
         config.importance_sample_ratio,
+        ordered=False,
     )
     per_image = points.split([len(part) for part in logits])
     return [(own, a.sample(own), a.weights(own)) for a, own in zip(matched, per_image, strict=True)]

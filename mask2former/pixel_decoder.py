@@ -60,7 +60,7 @@ class EncoderLayer(nn.Module):
         padding: Tensor | None,
     ) -> Tensor:
         levels = spatial_shapes, level_start_index, padding
-        x = recomputed(self._attend, x, position, reference_points, *levels)
+        x = self._attend(x, position, reference_points, *levels)
         return self.final_norm(x + self._feed_forward(x))
 
     def _attend(self, x: Tensor, position: Tensor, reference: Tensor, *levels) -> Tensor:
@@ -182,7 +182,7 @@ class PixelDecoder(LayerStack):
         finest = levels[-1]
         for index in reversed(range(self.num_fpn_levels)):
             convolution = self.lateral_convs[index]
-            merged = _merge(convolution, features[index], finest, pixel_mask)
+            merged = recomputed(_merge, convolution, features[index], finest, pixel_mask)
             finest = _apply(self.output_convs[index], merged, pixel_mask).relu_()
         return PixelDecoderOutput(levels, valid, self.mask_projection(finest), pixel_mask)
 

@@ -112,7 +112,7 @@ class MSDeformAttn(nn.Module):
         return columns.softmax(1).permute(2, 0, 1).contiguous()
 
     def _locations(self, reference: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
-        """(N * Q, n_heads, n_levels * n_points * 2); a wide last dimension is fast to go through."""
+        """(N * Q, n_heads, n_levels * n_points * 2), last and wide as it is fastest."""
 
         def of_points(x: Tensor) -> Tensor:
             """(..., n_levels, 2) -> (rows, 1, n_levels * n_points * 2)."""

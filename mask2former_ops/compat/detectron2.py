@@ -63,6 +63,8 @@ def get_uncertain_point_coords_with_randomness(
     num_points: int,
     oversample_ratio: float,
     importance_sample_ratio: float,
+    *,
+    ordered: bool = True,
 ) -> Tensor:
     """Random points, most of them where a mask is uncertain (PointRend, section 3.1).
 
@@ -76,6 +78,7 @@ def get_uncertain_point_coords_with_randomness(
         num_points: P, the points of each mask.
         oversample_ratio: candidates for each point, at least 1.
         importance_sample_ratio: the part of the points that is chosen, from 0 to 1.
+        ordered: whether the chosen points come with the most uncertain first, which takes longer.
 
     Returns:
         (N, P, 2) as (x, y) in [0, 1], without gradient: float64 for float64 logits, else float32.
@@ -97,7 +100,7 @@ def get_uncertain_point_coords_with_randomness(
     )
     uncertainty = uncertainty_func(point_sample(coarse_logits, candidates))[:, 0]
     chosen = int(importance_sample_ratio * num_points)
-    index = uncertainty.topk(chosen, dim=1).indices
+    index = uncertainty.topk(chosen, dim=1, sorted=ordered).indices
     points = candidates.gather(1, index[..., None].expand(-1, -1, 2))
     if chosen == num_points:
         return points
