@@ -189,8 +189,8 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        neighbours = [x[:, row::2, column::2] for column in range(2) for row in range(2)]
-        return self.reduction(self.norm(torch.cat(neighbours, dim=-1)))
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (N, H/2, row, W/2, column, C)
+        return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
 
 
 class SwinBackbone(LayerStack):
