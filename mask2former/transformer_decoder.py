@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mask2former.activations import ACTIVATIONS
 from mask2former.configuration import Mask2FormerConfig
-from mask2former.gradient_checkpointing import LayerStack
+from mask2former.gradient_checkpointing import LayerStack, recomputed
 from mask2former.padding import resize
 from mask2former.pixel_decoder import NUM_LEVELS, PixelDecoderOutput
 from mask2former.position import sine_position_embedding
@@ -115,7 +115,7 @@ class DecoderLayer(nn.Module):
         weights = None
 
         def cross(y: Tensor) -> Tensor:
-            return self.cross_attn(y + query_position, placed_memory, memory, allowed)
+            return recomputed(self.cross_attn, y + query_position, placed_memory, memory, allowed)
 
         def among(y: Tensor) -> Tensor:
             nonlocal weights

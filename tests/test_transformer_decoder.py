@@ -131,7 +131,7 @@ def test_pre_norm_normalises_before_each_block():
     layer = tiny_model(pre_norm=True).model.transformer_decoder.layers[0]
     x, memory = torch.randn(1, 6, 32), torch.randn(1, 10, 32)
     zero, allowed = torch.zeros(1, 6, 32), torch.ones(1, 1, 6, 10, dtype=torch.bool)
-    out, _ = layer(x, zero, memory, torch.zeros_like(memory), allowed, False)
+    out, _ = layer(x, zero, memory, memory, allowed, False)
     y = x + layer.cross_attn(layer.cross_attn_norm(x), memory, memory)
     z = layer.self_attn_norm(y)
     y = y + layer.self_attn(z, z, z)
