@@ -111,3 +111,25 @@ def backbone_of(config, **options):
     """The backbone that a model of these options has, with random weights."""
     torch.manual_seed(0)
     return make_backbone(Mask2FormerConfig(backbone_config=config, **options)).eval()
+
+
+def assert_checkpointing_changes_no_gradient(backbone):
+    """Of a library's backbone in float64, whose layers must run again where it is on."""
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    gradients, runs = [], []
+
+    def count(*_):
+        runs[-1] += 1
+
+    for layer in backbone.body.modules():
+        layer.register_forward_hook(count)
+    for value in (False, True):
+        backbone.gradient_checkpointing = value
+        assert backbone.gradient_checkpointing == value
+        backbone.zero_grad()
+        runs.append(0)
+        sum(x.square().sum() for x in backbone(image)).backward()
+        gradients.append({n: p.grad for n, p in backbone.named_parameters() if p.grad is not None})
+    assert runs[1] > runs[0]
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(relative_error(gradients[1][n], g) < 1e-12 for n, g in gradients[0].items())

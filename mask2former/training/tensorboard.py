@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mask2former.optional import require_package
 from mask2former.training.watcher import StepAverages, Watcher, by_prediction, parts_of
 
 if TYPE_CHECKING:
@@ -30,22 +29,11 @@ class TensorBoard(Watcher):
     Args:
         out: the run's folder, which exists.
         every: steps that a point of a curve is the mean of.
-        required: False to go on without if tensorboard is not installed, and say so once.
-        report: what to do with a sentence for the user.
-
-    Raises:
-        DataError: tensorboard is not installed, but required.
+        report: what to do with a sentence for the user; told once if tensorboard is not installed,
+            without which the run goes on.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        every: int = 10,
-        required: bool = False,
-        report: Callable[[str], None] = print,
-    ) -> None:
-        if required:
-            require_package("tensorboard", "Writing for TensorBoard", "mask2former[train]")
+    def __init__(self, out: Path, every: int = 10, report: Callable[[str], None] = print) -> None:
         self.folder, self.every, self.report = out / FOLDER, every, report
         self.averages = StepAverages()
         self.step = 0

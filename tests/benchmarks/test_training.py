@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 from benchmarks import __main__ as command
 from benchmarks import harness, memory, training
 from benchmarks.training import OURS, TRANSFORMERS, Workload, make_batch, make_step, text, verdict
+from tests.reference import SMALL
 
 TINY = Workload(
     images=1,
@@ -16,18 +17,7 @@ TINY = Workload(
     objects=3,
     num_labels=4,
     backbone={"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]},
-    model={
-        "feature_size": 32,
-        "mask_feature_size": 32,
-        "hidden_dim": 32,
-        "num_attention_heads": 4,
-        "encoder_layers": 1,
-        "encoder_feedforward_dim": 32,
-        "decoder_layers": 2,
-        "dim_feedforward": 32,
-        "num_queries": 6,
-        "train_num_points": 50,
-    },
+    model=SMALL | {"decoder_layers": 2},
 )
 
 

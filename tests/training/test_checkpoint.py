@@ -132,20 +132,11 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from mask2former.training.checkpoint import save_checkpoint
+from tests.training.killing import kill_at_call
 from tests.training.test_checkpoint import checkpoint
 
 def saves(folder, left):
-    def watched(call):
-        def counted(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **kwargs)
-        return counted
-
-    for name in ("mkdir", "replace", "fsync", "rmdir", "unlink"):
-        setattr(os, name, watched(getattr(os, name)))
+    kill_at_call(left)
     for step in range(1, 4):
         save_checkpoint(folder, checkpoint(step), keep=1)
 

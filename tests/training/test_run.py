@@ -452,23 +452,11 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 from mask2former.training.watcher import Watcher
+from tests.training.killing import kill_at_call
 from tests.training.scenes import RECIPE, train_scenes
 
 folder, random_numbers = Path(sys.argv[1]), random.Random(0)
 recipe = RECIPE.replace(steps=16, save_every=1, ema=0.9)
-
-def kill_at_call(left):
-    def watched(call):
-        def counted(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **kwargs)
-        return counted
-
-    for name in ("mkdir", "replace", "fsync", "rmdir", "unlink"):
-        setattr(os, name, watched(getattr(os, name)))
 
 class Ticks(Watcher):
     def __init__(self, pipe):

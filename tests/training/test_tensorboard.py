@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.errors import DataError
 from mask2former.training import tensorboard
 from mask2former.training.tensorboard import TensorBoard
 
@@ -91,14 +90,6 @@ def test_without_tensorboard_the_run_goes_on_with_one_sentence(tmp_path, monkeyp
     watcher.close()
     assert len(said) == 1 and "pip install mask2former[train]" in said[0]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_tensorboard_that_is_asked_for_must_be_there(tmp_path, monkeypatch):
-    from mask2former import optional
-
-    monkeypatch.setattr(optional, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"tensorboard, .*pip install mask2former\[train\]"):
-        TensorBoard(tmp_path, required=True)
 
 
 def test_a_watcher_that_is_told_nothing_writes_nothing(tmp_path):
