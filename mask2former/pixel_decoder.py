@@ -68,7 +68,7 @@ class EncoderLayer(nn.Module):
         return self.self_attn_norm(x + self.dropout(attended))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(feed_forward(x, self.fc1, F.relu, self.fc2, self.dropout))
+        return self.dropout(feed_forward(x, self.fc1, F.relu, self.fc2, dropout=self.dropout))
 
 
 def reference_points(valid: list[Tensor], dtype: torch.dtype) -> Tensor:

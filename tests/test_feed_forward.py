@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mask2former import feed_forward as module
+from mask2former import in_parts as module
 from mask2former.feed_forward import feed_forward
 
 # Largest error measured, relative to the largest entry: 5e-16.
@@ -15,6 +15,7 @@ TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 @pytest.fixture(autouse=True)
 def parts_of_three_rows(monkeypatch):
     monkeypatch.setattr(module, "PART", 3 * 8)
+    monkeypatch.setattr(module, "LEAST_ROWS", 1)
 
 
 def make():
@@ -45,6 +46,21 @@ def test_results_and_gradients_are_those_of_the_plain_formula(activation, frozen
     torch.testing.assert_close(actual, gradients(plain, x, fc1, activation, fc2), **TOLERANCE)
 
 
+def test_a_norm_before_is_part_of_it():
+    x, fc1, fc2 = make()
+    norm = nn.LayerNorm(5).double()
+    torch.nn.init.normal_(norm.weight)
+    found = []
+    for function in (
+        lambda x: feed_forward(x, fc1, F.gelu, fc2, norm=norm),
+        lambda x: plain(norm(x), fc1, F.gelu, fc2),
+    ):
+        x = x.detach().requires_grad_()
+        out = function(x)
+        found.append(torch.autograd.grad(out.square().sum(), [x, *norm.parameters()]))
+    torch.testing.assert_close(*found, **TOLERANCE)
+
+
 def test_no_input_has_no_output_and_zero_gradients():
     _, fc1, fc2 = make()
     out, (_, *of_weights) = gradients(feed_forward, torch.zeros(0, 5).double(), fc1, F.relu, fc2)
@@ -72,7 +88,7 @@ def test_dropout_is_drawn_again_as_it_was():
     torch.manual_seed(1)
     expected = gradients(dropped, x, fc1, F.relu, fc2)
     torch.manual_seed(1)
-    actual = gradients(lambda *a: feed_forward(*a, dropout), x, fc1, F.relu, fc2)
+    actual = gradients(lambda *a: feed_forward(*a, dropout=dropout), x, fc1, F.relu, fc2)
     torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 

@@ -320,8 +320,8 @@ def test_float32_agrees_at_full_size_but_where_a_mask_is_undecided(tmp_path):
         size = (20 * 2 ** (index % 3),) * 2
         masks = F.interpolate(prediction["masks_queries_logits"], size, mode="bilinear")[0]
         decided &= masks.abs().amin((1, 2)) > 1e-5
-    assert decided.sum() > 50  # 75
+    assert decided.sum() > 50  # 67
     for name in ("class_queries_logits", "masks_queries_logits"):
         for query in decided.nonzero()[:, 0]:
             error = relative_error(a[name][0, query], b[name][0, query])
-            assert error < 1e-4, name  # measured: 3.3e-6
+            assert error < 1e-4, name  # measured: 7.5e-6

@@ -4,6 +4,7 @@ Windows"), with a layer norm on each returned feature map, as dense prediction u
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from mask2former.activations import ACTIVATIONS
 from mask2former.backbone_configuration import SwinConfig
 from mask2former.feed_forward import feed_forward
 from mask2former.gradient_checkpointing import LayerStack, recomputed
+from mask2former.in_parts import linear_in_parts
 from mask2former.padding import cell_mask, without_padding
 
 # Added to the attention scores of positions that a cyclic shift brought together from opposite
@@ -22,16 +24,10 @@ SHIFT_PENALTY = -200.0
 
 
 def partition_windows(x: Tensor, size: int) -> Tensor:
-    """(N, H, W, C) -> (N * windows, size * size, C); H and W are multiples of `size`."""
-    n, height, width, channels = x.shape
-    x = x.view(n, height // size, size, width // size, size, channels)
-    return x.transpose(2, 3).reshape(-1, size * size, channels)
-
-
-def merge_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
-    """The inverse of `partition_windows`."""
-    x = windows.view(-1, height // size, width // size, size, size, windows.shape[-1])
-    return x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+    """(N, H, W) -> (N * windows, size * size); H and W are multiples of `size`."""
+    n, height, width = x.shape
+    x = x.view(n, height // size, size, width // size, size)
+    return x.transpose(2, 3).reshape(-1, size * size)
 
 
 def relative_position_index(size: int) -> Tensor:
@@ -43,19 +39,81 @@ def relative_position_index(size: int) -> Tensor:
     return offsets[0] * (2 * size - 1) + offsets[1]
 
 
-def shift_mask(height: int, width: int, size: int, shift: int, like: Tensor) -> Tensor:
-    """(windows, 1, size^2, size^2) additive mask that keeps cyclically shifted regions apart."""
+def _whole(extent, size: int):
+    """`extent`, a number or a tensor, rounded up to a multiple of `size`."""
+    return -(-extent // size) * size
+
+
+def _shifted_windows(x: Tensor, size: int, shift: int) -> Tensor:
+    """(N, H, W) -> (N * windows, size^2), shifted cyclically before it is cut into windows."""
+    return partition_windows(x.roll((-shift, -shift), (1, 2)), size)
+
+
+def window_cells(
+    n: int, height: int, width: int, size: int, shift: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Which cell is where, when maps are shifted cyclically and cut into windows.
+
+    Returns:
+        the number of the cell in each place, (N * windows, size^2), cells of all maps counted row
+        by row and -1 where the maps are filled up to whole windows; and the place of each cell,
+        (N * H * W).
+    """
+    cells = torch.arange(n * height * width, device=device).view(n, height, width)
+    cells = F.pad(cells, (0, -width % size, 0, -height % size), value=-1)
+    cells = _shifted_windows(cells, size, shift)
+    places = cells.new_empty(n * height * width + 1)
+    # What is no cell ends up behind the others.
+    places[cells] = torch.arange(cells.numel(), device=device).view_as(cells)
+    return cells, places[:-1]
+
+
+def shift_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
+    """bool (windows, size^2, size^2), True where the cyclic shift brought two places together."""
 
     def regions(extent: int) -> Tensor:
-        position = torch.arange(extent, device=like.device)
-        return (position >= extent - size).long() + (position >= extent - shift).long()
+        extent = _whole(extent, size)
+        place = torch.arange(extent, device=device)
+        return (place >= extent - size).long() + (place >= extent - shift).long()
 
     region = regions(height)[:, None] * 3 + regions(width)[None, :]
-    windows = partition_windows(region[None, :, :, None], size).squeeze(-1)
-    differs = windows[:, None, :] != windows[:, :, None]
-    return torch.zeros(differs.shape, dtype=like.dtype, device=like.device).masked_fill(
-        differs, SHIFT_PENALTY
-    )[:, None]
+    windows = partition_windows(region[None], size)
+    return windows[:, None, :] != windows[:, :, None]
+
+
+class _IntoWindows(torch.autograd.Function):
+    """Rows of cells (cells, C) -> rows of places; those without a cell hold anything.
+
+    `cells` and `places` are `window_cells`'. Both directions of both passes copy rows, where
+    autograd would add them up one after the other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cells: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(cells, places)
+        return x.index_select(0, cells.clamp(min=0))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cells, places = ctx.saved_tensors
+        return _OutOfWindows.apply(grad, cells, places), None, None
+
+
+class _OutOfWindows(torch.autograd.Function):
+    """Rows of places -> rows of cells: the inverse of `_IntoWindows`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cells: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(cells, places)
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cells, places = ctx.saved_tensors
+        if len(cells) == len(places):
+            return _IntoWindows.apply(grad, cells, places), None, None
+        rows = grad.new_zeros(len(cells), grad.shape[1])
+        return rows.index_copy_(0, places, grad), None, None
 
 
 class DropPath(nn.Module):
@@ -76,12 +134,15 @@ class DropPath(nn.Module):
 def _biased_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float
 ) -> Tensor:
-    """Attention (B, heads, L, C) with `bias` added to the scores."""
+    """Attention (B, heads, L, C) with `bias` (B or 1, heads, L, L) added to the scores."""
     if query.device.type != "cpu" or not bias.requires_grad:
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
     # On a processor it would come to this too, at twice the time: it looks for rows of -inf.
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias
-    return F.dropout(scores.softmax(-1), dropout) @ value
+    batch = query.shape[:2]
+    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
+    bias = bias.expand(*batch, -1, -1).flatten(0, 1)
+    scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
+    return (F.dropout(scores.softmax(-1), dropout) @ value).unflatten(0, batch)
 
 
 class WindowAttention(nn.Module):
@@ -97,17 +158,35 @@ class WindowAttention(nn.Module):
         self.position_bias = nn.Parameter(torch.zeros((2 * size - 1) ** 2, num_heads))
         self.register_buffer("position_index", relative_position_index(size), persistent=False)
 
-    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """`windows` (B, L, C); `mask` (B or a divisor of B, 1, L, L) is added to the scores."""
-        count, length, channels = windows.shape
-        qkv = self.qkv(windows).view(count, length, 3, self.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    def forward(
+        self, windows: Tensor, norm: nn.LayerNorm, blank: Tensor, hidden: Tensor | None
+    ) -> Tensor:
+        """Attention among the normalised positions of each window.
+
+        Args:
+            windows: (B, L, C).
+            norm: applied first.
+            blank: bool (B, L), True where the normalised features are zeros instead.
+            hidden: bool (B, L or 1, L), True where a position must not look at another.
+        """
         bias = self.position_bias[self.position_index].permute(2, 0, 1)[None]
-        if mask is not None:
-            bias = (bias + mask).repeat(count // mask.shape[0], 1, 1, 1)
         dropout = self.dropout if self.training else 0.0
-        out = _biased_attention(query, key, value, bias.to(query.dtype), dropout)
-        return self.output(out.transpose(1, 2).reshape(count, length, channels))
+
+        def inside(windows: Tensor, blank: Tensor, hidden: Tensor | None) -> Tensor:
+            x = norm(windows).masked_fill(blank[..., None], 0.0)
+            qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+            query, key, value = qkv.permute(2, 0, 3, 1, 4)
+            scores = bias.to(query.dtype)
+            if hidden is not None:
+                scores = torch.where(hidden[:, None], scores + SHIFT_PENALTY, scores)
+            out = _biased_attention(query, key, value, scores, dropout)
+            return out.transpose(1, 2).flatten(2)
+
+        _, length, channels = windows.shape
+        parameters = [*norm.parameters(), *self.qkv.parameters(), bias]
+        width = 3 * channels + 2 * length * self.num_heads
+        inputs = [windows, blank, hidden]
+        return linear_in_parts(inside, self.output, inputs, parameters, width, dropout > 0)
 
 
 class SwinBlock(nn.Module):
@@ -130,51 +209,41 @@ class SwinBlock(nn.Module):
 
     def _attend(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Window attention over a (N, H, W, C) map of any size."""
-        _, height, width, _ = x.shape
-        x = self.norm1(x)
-        if valid is not None:
-            x = x.masked_fill(~valid[..., None], 0.0)
-        padding = (0, 0, 0, -width % self.window, 0, -height % self.window)
-        x = F.pad(x, padding)
-        _, padded_height, padded_width, _ = x.shape
-        mask = None
+        n, height, width, _ = x.shape
+        cells, places = window_cells(n, height, width, self.window, self.shift, x.device)
+        blank, hidden = cells < 0, None
         if self.shift:
-            x = x.roll((-self.shift, -self.shift), (1, 2))
-            mask = shift_mask(padded_height, padded_width, self.window, self.shift, x)
+            apart = shift_mask(height, width, self.window, self.shift, x.device)
+            hidden = apart.repeat(n, 1, 1)
         if valid is not None:
-            absent = self._absent_mask(valid, padded_height, padded_width, x)
-            mask = absent if mask is None else absent + mask.repeat(len(x), 1, 1, 1)
-        windows = self.attention(partition_windows(x, self.window), mask)
-        x = merge_windows(windows, self.window, padded_height, padded_width)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), (1, 2))
-        return self.dropout(x[:, :height, :width])
+            blank = blank | ~valid.flatten()[cells]
+            absent = self._absent(valid)
+            hidden = absent if hidden is None else hidden | absent
+        order = cells.flatten()
+        windows = _IntoWindows.apply(x.flatten(0, 2), order, places).view(*cells.shape, -1)
+        out = self.attention(windows, self.norm1, blank, hidden)
+        return self.dropout(_OutOfWindows.apply(out.flatten(0, 1), order, places).view_as(x))
 
-    def _absent_mask(self, valid: Tensor, height: int, width: int, like: Tensor) -> Tensor:
-        """(N * windows, 1, 1, L) additive mask that hides what an image alone would not have.
+    def _absent(self, valid: Tensor) -> Tensor:
+        """bool (N * windows, 1, L), True in places that an image alone would not have.
 
         Alone, an image is filled up with zeros to whole windows; those zeros stay.
         """
 
-        def present(extent: Tensor, size: int) -> Tensor:
-            whole = -(-extent // self.window) * self.window
-            return torch.arange(size, device=extent.device) < whole[:, None]
+        def present(of_images: Tensor) -> Tensor:
+            extent, size = (_whole(x, self.window) for x in (of_images.sum(1), of_images.shape[1]))
+            return torch.arange(size, device=valid.device) < extent[:, None]
 
-        rows = present(valid.any(2).sum(1), height)
-        columns = present(valid.any(1).sum(1), width)
-        absent = ~(rows[:, :, None] & columns[:, None, :])[..., None]
-        absent = absent.roll((-self.shift, -self.shift), (1, 2))
-        windows = partition_windows(absent, self.window).squeeze(-1)
-        return torch.zeros(windows.shape, dtype=like.dtype, device=like.device).masked_fill(
-            windows, SHIFT_PENALTY
-        )[:, None, None]
+        absent = ~(present(valid.any(2))[:, :, None] & present(valid.any(1))[:, None, :])
+        return _shifted_windows(absent, self.window, self.shift)[:, None]
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(feed_forward(self.norm2(x), self.fc1, self.activation, self.fc2))
+        out = feed_forward(x, self.fc1, self.activation, self.fc2, norm=self.norm2)
+        return self.dropout(out)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """`x` (N, H, W, C); `valid` bool (N, H, W), True where there is image."""
-        x = x + self.drop_path(recomputed(self._attend, x, valid))
+        x = x + self.drop_path(self._attend(x, valid))
         return x + self._feed_forward(x)
 
 
@@ -269,6 +338,6 @@ class SwinBackbone(LayerStack):
                 x = self.run(block, x, valid)
             name = f"stage{index + 1}"
             if name in self.norms:
-                feature = self.norms[name](x).permute(0, 3, 1, 2).contiguous()
+                feature = self.norms[name](x).permute(0, 3, 1, 2)
                 features.append(without_padding(feature, pixel_mask))
         return features

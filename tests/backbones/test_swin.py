@@ -5,22 +5,35 @@ from mask2former.backbones import SwinBackbone
 from mask2former.backbones.swin import (
     SHIFT_PENALTY,
     DropPath,
-    merge_windows,
     partition_windows,
     relative_position_index,
     shift_mask,
+    window_cells,
 )
 from mask2former.configuration import SwinConfig
 
 SMALL = {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4}
 
 
-def test_windows_are_partitioned_row_by_row_and_merged_back():
-    x = torch.arange(2 * 4 * 6 * 3.0).view(2, 4, 6, 3)
+CPU = torch.device("cpu")
+
+
+def test_windows_are_partitioned_row_by_row():
+    x = torch.arange(2 * 4 * 6).view(2, 4, 6)
     windows = partition_windows(x, 2)
-    assert windows.shape == (12, 4, 3)
-    assert torch.equal(windows[1], x[0, :2, 2:4].reshape(4, 3))
-    assert torch.equal(merge_windows(windows, 2, 4, 6), x)
+    assert windows.shape == (12, 4)
+    assert torch.equal(windows[1], x[0, :2, 2:4].flatten())
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_every_cell_has_one_place_in_the_windows(shift):
+    cells, places = window_cells(2, 3, 5, 2, shift, CPU)
+    assert cells.shape == (2 * 2 * 3, 4)
+    assert torch.equal(cells.flatten()[places], torch.arange(2 * 3 * 5))
+    assert (cells == -1).sum() == cells.numel() - 2 * 3 * 5
+    # The first window holds what lies `shift` cells down and to the right.
+    corner = [[0, 1], [5, 6]] if shift == 0 else [[6, 7], [11, 12]]
+    assert cells[0].view(2, 2).tolist() == corner
 
 
 def test_shifted_regions_leave_no_denormal_probability():
@@ -42,13 +55,13 @@ def test_relative_positions_index_every_offset_once():
 
 def test_shift_mask_separates_what_the_roll_brought_together():
     size, shift, extent = 4, 2, 8
-    mask = shift_mask(extent, extent, size, shift, torch.zeros(()))
+    mask = shift_mask(extent, extent, size, shift, CPU)
     # Two positions may see each other if they were in one window of the unshifted, unrolled map.
     position = (torch.arange(extent) + shift) % extent
     far = torch.stack(torch.meshgrid(position, position, indexing="ij"), -1)[None]
-    windows = partition_windows(far, size)
+    windows = torch.stack([partition_windows(axis, size) for axis in far.unbind(-1)], -1)
     distance = (windows[:, :, None] - windows[:, None]).abs().amax(-1)
-    assert torch.equal(mask[:, 0] == 0, distance < size)
+    assert torch.equal(~mask, distance < size)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 50), (5, 7), (64, 36)])
