@@ -1,7 +1,8 @@
-"""Image (and annotation) -> tensors, and the door to post-processing: Mask2FormerImageProcessor.
+"""Image (and annotation) -> tensors: Mask2FormerImageProcessor.
 
-Names, arguments and defaults are those of transformers' documentation. All arithmetic is on torch
-tensors on the device of the input.
+Its methods for the way back, from logits to segmentations, are in post_processor.py. Names,
+arguments and defaults are those of transformers' documentation. All arithmetic is on torch tensors
+on the device of the input.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mask2former import hf_compat, post_processing
+from mask2former import hf_compat
 from mask2former.batch_feature import BatchFeature
 from mask2former.checkpoints.folder import resolve_file
 from mask2former.errors import DataError
@@ -43,6 +44,7 @@ from mask2former.image_settings import (
     resampling,
     resize_target,
 )
+from mask2former.post_processor import PostProcessor
 from mask2former.segmentation_maps import IdMap, map_tensors, masks_and_labels
 
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -51,7 +53,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass
-class Mask2FormerImageProcessor:
+class Mask2FormerImageProcessor(PostProcessor):
     """Prepares images and annotations for the model, and turns its outputs into segmentations.
 
     Args:
@@ -361,79 +363,6 @@ class Mask2FormerImageProcessor:
             convert(ids, id_maps[i], self.ignore_index, self.do_reduce_labels, i)
             for i, ids in enumerate(maps)
         ]
-
-    # ---- logits -> segmentations ----------------------------------------------------------------
-
-    def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: Sequence[Size] | Tensor | None = None
-    ) -> list[Tensor]:
-        """A class map int64 (height, width) per image; see `post_processing.semantic_segmentation`.
-
-        target_sizes are (height, width) per image in pixels; without them the maps have the
-        resolution of the mask logits.
-        """
-        module = hf_compat if self.hf_compat else post_processing
-        return module.semantic_segmentation(outputs, target_sizes)
-
-    def post_process_instance_segmentation(
-        self,
-        outputs: Any,
-        threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
-        target_sizes: Sequence[Size] | Tensor | None = None,
-        return_coco_annotation: bool = False,
-        return_binary_maps: bool = False,
-    ) -> list[dict[str, Any]]:
-        """{"segmentation", "segments_info"} per image; see `post_processing.instance_segmentation`.
-
-        The map is int32 with -1 for void and ids from 0. With `thing_label_ids` only things are
-        returned.
-        """
-        forms = {
-            "return_coco_annotation": bool(return_coco_annotation),
-            "return_binary_maps": bool(return_binary_maps),
-        }
-        if self.hf_compat:
-            return hf_compat.instance_segmentation(outputs, threshold, target_sizes, **forms)
-        return post_processing.instance_segmentation(
-            outputs,
-            threshold,
-            mask_threshold,
-            overlap_mask_area_threshold,
-            target_sizes,
-            thing_label_ids=self.thing_label_ids,
-            **forms,
-        )
-
-    def post_process_panoptic_segmentation(
-        self,
-        outputs: Any,
-        threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
-        label_ids_to_fuse: Collection[int] | None = None,
-        target_sizes: Sequence[Size] | Tensor | None = None,
-    ) -> list[dict[str, Any]]:
-        """{"segmentation", "segments_info"} per image; see `post_processing.panoptic_segmentation`.
-
-        The map is int32 with 0 for void and ids from 1. `label_ids_to_fuse` None means all labels
-        but `thing_label_ids` if those are known, else none.
-        """
-        if label_ids_to_fuse is None:
-            label_ids_to_fuse = set()
-            if self.thing_label_ids is not None and not self.hf_compat:
-                labels = range(outputs.class_queries_logits.shape[-1] - 1)
-                label_ids_to_fuse = set(labels) - set(self.thing_label_ids)
-        module = hf_compat if self.hf_compat else post_processing
-        return module.panoptic_segmentation(
-            outputs,
-            threshold,
-            mask_threshold,
-            overlap_mask_area_threshold,
-            label_ids_to_fuse,
-            target_sizes,
-        )
 
     # ---- file -----------------------------------------------------------------------------------
 

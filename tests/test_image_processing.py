@@ -52,15 +52,6 @@ def test_arguments_have_the_documented_order_and_defaults():
     assert processor.do_reduce_labels is False
 
 
-@pytest.mark.parametrize("task", ["instance", "panoptic"])
-def test_row_12_thresholds_default_to_the_documentation(task):
-    method = getattr(Mask2FormerImageProcessor, f"post_process_{task}_segmentation")
-    parameters = inspect.signature(method).parameters
-    assert parameters["threshold"].default == 0.5
-    assert parameters["mask_threshold"].default == 0.5
-    assert parameters["overlap_mask_area_threshold"].default == 0.8
-
-
 @pytest.mark.parametrize(
     "settings",
     [

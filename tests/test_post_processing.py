@@ -290,19 +290,6 @@ def test_row_5_fused_segments_have_unique_ids_and_one_entry():
     ]
 
 
-@pytest.mark.parametrize(
-    ("things", "argument", "fused"), [([1], None, {0, 2}), (None, None, set()), ([1], {1}, {1})]
-)
-def test_row_11_stuff_is_fused_unless_told_otherwise(things, argument, fused):
-    outputs = random_outputs(5, queries=20, labels=3)
-    result = Mask2FormerImageProcessor(thing_label_ids=things).post_process_panoptic_segmentation(
-        outputs, overlap_mask_area_threshold=0, label_ids_to_fuse=argument
-    )[0]["segments_info"]
-    assert {s["label_id"] for s in result if s["was_fused"]} == fused
-    labels = [s["label_id"] for s in result]
-    assert {label for label in labels if labels.count(label) > 1} == {0, 1, 2} - fused
-
-
 # ---- row 6: types -------------------------------------------------------------------------------
 
 
@@ -452,18 +439,6 @@ def test_for_run_lengths_every_mask_is_resized_once(monkeypatch):
     result = instance_segmentation(outputs, 0.0, return_coco_annotation=True, candidates=60)
     assert len(result[0]["segmentation"]) > 20  # queries under several labels
     assert sizes == [1] * 20 * len(result)
-
-
-@pytest.mark.parametrize("things", [None, [0], [1, 2], []])
-def test_row_11_only_things_are_instances_when_they_are_known(things):
-    outputs = random_outputs(5, queries=20, labels=3)
-    processor = Mask2FormerImageProcessor(thing_label_ids=things)
-    for form in ({}, {"return_binary_maps": True}, {"return_coco_annotation": True}):
-        result = processor.post_process_instance_segmentation(
-            outputs, 0.3, overlap_mask_area_threshold=0, **form
-        )[0]
-        found = {s["label_id"] for s in result["segments_info"]}
-        assert found == ({0, 1, 2} if things is None else set(things))
 
 
 def test_instances_at_384_are_those_of_transformers():

@@ -1,5 +1,4 @@
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from mask2former.training.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
+from tests.training.full_disk import no_file_over
 
 
 def checkpoint(step: int, average: bool = True) -> Checkpoint:
@@ -111,18 +111,10 @@ def test_what_was_left_unfinished_is_removed(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_leaves_the_older_ones(tmp_path):
-    # A real failure of the system's write, without a full disk.
     save_checkpoint(tmp_path, checkpoint(1), keep=1)
     size = max(path.stat().st_size for path in (tmp_path / "step-000001").iterdir())
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            save_checkpoint(tmp_path, checkpoint(2), keep=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with no_file_over(size - 1), pytest.raises(OSError, match="File too large"):
+        save_checkpoint(tmp_path, checkpoint(2), keep=1)
     assert names(tmp_path) == ["step-000001"]
     assert reports(tmp_path)[0].step == 1
 

@@ -31,3 +31,9 @@ def test_a_second_precision_in_a_process_is_refused():
     make_accelerator(Recipe(precision="no", gradient_accumulation=2))
     with pytest.raises(RecipeError, match="precision is 'bf16', but Accelerate is at 'no' in this"):
         make_accelerator(Recipe(precision="bf16"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="A GPU has float16.")
+def test_half_precision_that_the_device_lacks_is_refused():
+    with pytest.raises(RecipeError, match="precision is 'fp16', which a CPU cannot train in"):
+        make_accelerator(Recipe(precision="fp16"))

@@ -1,8 +1,8 @@
 import os
-import resource
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from mask2former.training.recipe import Recipe, RecipeError, read_recipe
 from mask2former.training.run import Evaluation
 from mask2former.training.watcher import Watcher
 from tests.reference import same_points
+from tests.training.full_disk import no_file_over
 from tests.training.scenes import RECIPE, batches, same_weights, scene_model, train_scenes
 
 
@@ -173,25 +174,6 @@ def test_the_same_images_twice_in_a_step_are_as_good_as_once(tmp_path):
         train_scenes(tmp_path / "twice", recipe, loader=repeated, model=twice, watchers=[diary])
     assert diary.steps == [1, 2] and diary.images == [4, 4]
     assert same_weights(once, twice)  # halves add up without rounding
-
-
-def test_a_frozen_backbone_stays_to_the_bit(tmp_path):
-    model = scene_model()
-    train_scenes(tmp_path, RECIPE.replace(freeze_backbone=True, steps=2), model=model)
-    before = scene_model().state_dict()
-    for name, tensor in model.state_dict().items():
-        if name.startswith("model.backbone."):
-            assert torch.equal(tensor, before[name])
-    assert not same_weights(model, scene_model())
-
-
-def test_gradient_checkpointing_changes_no_weight(tmp_path):
-    one, other = scene_model(), scene_model()
-    train_scenes(tmp_path / "kept", RECIPE.replace(steps=2), model=one)
-    recipe = RECIPE.replace(steps=2, gradient_checkpointing=True)
-    train_scenes(tmp_path / "checkpointed", recipe, model=other)
-    assert other.is_gradient_checkpointing
-    assert same_weights(one, other)
 
 
 def test_the_best_model_is_kept(tmp_path):
@@ -395,20 +377,12 @@ def test_an_interrupt_while_it_evaluates_or_saves_leaves_the_run_whole(
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(tmp_path):
-    # A real failure of the system's write, without a full disk.
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
     def fill(step: int) -> None:
         if step == 3:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+            disk.enter_context(no_file_over(20_000))
 
-    try:
-        with pytest.raises(DataError) as error:
-            train_scenes(tmp_path, watchers=[Diary(fill)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with ExitStack() as disk, pytest.raises(DataError) as error:
+        train_scenes(tmp_path, watchers=[Diary(fill)])
     sentence = str(error.value)
     assert f"Step 4 cannot be saved in {tmp_path} (" in sentence and "too large" in sentence
     assert "The last checkpoint is intact." in sentence and "\n" not in sentence
@@ -446,62 +420,9 @@ def test_images_that_were_passed_over_are_reported(tmp_path):
     assert said == ["image 7 is damaged."]
 
 
-# Forks, because to start Python anew for every run would take minutes. The runs are killed from
-# without, some milliseconds after a step, and from within, at a call of the system while they save.
-KILLED = """
-import os, random, signal, sys, time
-from pathlib import Path
-from mask2former.training.watcher import Watcher
-from tests.training.killing import kill_at_call
-from tests.training.scenes import RECIPE, train_scenes
-
-folder, random_numbers = Path(sys.argv[1]), random.Random(0)
-recipe = RECIPE.replace(steps=16, save_every=1, ema=0.9)
-
-class Ticks(Watcher):
-    def __init__(self, pipe):
-        self.pipe = pipe
-    def on_step(self, *_):
-        os.write(self.pipe, b".")
-
-def train(out, call):
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        if call:
-            kill_at_call(call)
-        train_scenes(out, recipe, resume=True, watchers=[Ticks(writer)])
-        os._exit(0)
-    os.close(writer)
-    return child, reader
-
-def killed(out):
-    call = random_numbers.choice((0, random_numbers.randrange(1, 60)))
-    child, reader = train(out, call)
-    ticks = random_numbers.randrange(2, 6)
-    while ticks and os.read(reader, 1):
-        ticks -= 1
-    if call == 0:
-        time.sleep(random_numbers.uniform(0, 0.1))
-        os.kill(child, signal.SIGKILL)
-    os.close(reader)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-child, _ = train(folder / "whole", 0)
-os.waitpid(child, 0)
-while True:
-    status = killed(folder / "killed")
-    print(status, flush=True)
-    if status != -signal.SIGKILL:
-        break
-child, _ = train(folder / "killed", 0)
-os.waitpid(child, 0)
-"""
-
-
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(tmp_path):
-    command = [sys.executable, "-c", KILLED, tmp_path]
+    command = [sys.executable, "-m", "tests.training.killed_run", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     ends = done.stdout.split()
@@ -538,13 +459,6 @@ def test_a_run_is_not_resumed_with_another_model(tmp_path):
         train_scenes(
             tmp_path, RECIPE.replace(steps=2), model=scene_model(num_queries=7), resume=True
         )
-
-
-def test_half_precision_that_the_device_lacks_is_refused(tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("A GPU has float16.")
-    with pytest.raises(RecipeError, match="precision is 'fp16', which a CPU cannot train in"):
-        train_scenes(tmp_path, RECIPE.replace(precision="fp16"))
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
