@@ -11,17 +11,15 @@ Only Linux lets a process set the mark, through a file that a sandbox may hide.
 """
 
 import ctypes
-import functools
 import gc
-import multiprocessing
 import os
 import platform
 from collections.abc import Callable, Iterable
-from multiprocessing.connection import Connection
 from pathlib import Path
 
-import torch
 from torch import Tensor
+
+from benchmarks.processes import OwnProcess
 
 MARK = Path("/proc/self/clear_refs")
 AVAILABLE = os.access(MARK, os.W_OK)
@@ -41,7 +39,8 @@ def peak_extra(build: Callable[..., Callable[[], Iterable[Tensor]]], *arguments)
     Raises:
         RuntimeError: that process failed; it says why on standard error.
     """
-    return _in_a_process_of_its_own(_measure_extra, build, arguments)
+    with OwnProcess(_extra, build, arguments) as measured:
+        return measured()
 
 
 def peak(build: Callable[..., Callable[[], object]], *arguments) -> int:
@@ -52,57 +51,35 @@ def peak(build: Callable[..., Callable[[], object]], *arguments) -> int:
 
     Arguments and errors are those of `peak_extra`.
     """
-    return _in_a_process_of_its_own(_measure_all, build, arguments)
+    with OwnProcess(_whole, build, arguments) as measured:
+        return measured()
 
 
-def _in_a_process_of_its_own(measure: Callable, build: Callable, arguments: tuple) -> int:
-    context = _context(build.__module__)
-    receiver, sender = context.Pipe(duplex=False)
-    threads = torch.get_num_threads()
-    process = context.Process(target=measure, args=(sender, threads, build, arguments))
-    process.start()
-    sender.close()  # so that the end of the process is the end of the pipe
-    try:
-        return receiver.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(
-            f"the process that measures memory ended with status {process.exitcode}; "
-            "it says above why, unless the system was out of memory"
-        ) from None
-    finally:
-        process.join()
-
-
-@functools.cache
-def _context(module: str) -> multiprocessing.context.ForkServerContext:
-    """Processes forked from one that has loaded `module` and run nothing, so that they start fast.
-
-    A fork of this process would inherit its free memory, and locks of threads that it lacks.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
-    return context
-
-
-def _measure_extra(sender: Connection, threads: int, build: Callable, arguments: tuple) -> None:
-    torch.set_num_threads(threads)
+def _extra(build: Callable, arguments: tuple) -> Callable[[], int]:
     run = build(*arguments)
-    gc.collect()
-    _return_free_memory()
-    MARK.write_text("5")  # VmHWM = VmRSS, see proc_pid_clear_refs(5)
-    before = _status("VmRSS")
-    results = run()
-    extra = _status("VmHWM") - before - sum(tensor.nbytes for tensor in results)
-    sender.send(max(extra, 0))
+
+    def measured() -> int:
+        gc.collect()
+        _return_free_memory()
+        MARK.write_text("5")  # VmHWM = VmRSS, see proc_pid_clear_refs(5)
+        before = _status("VmRSS")
+        results = run()
+        extra = _status("VmHWM") - before - sum(tensor.nbytes for tensor in results)
+        return max(extra, 0)
+
+    return measured
 
 
-def _measure_all(sender: Connection, threads: int, build: Callable, arguments: tuple) -> None:
-    torch.set_num_threads(threads)
+def _whole(build: Callable, arguments: tuple) -> Callable[[], int]:
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, GIVEN_BACK)
-    build(*arguments)()
-    sender.send(_status("VmHWM"))
+    run = build(*arguments)
+
+    def measured() -> int:
+        run()
+        return _status("VmHWM")
+
+    return measured
 
 
 def _return_free_memory() -> None:

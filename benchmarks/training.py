@@ -1,12 +1,15 @@
 """The subject `training`: one step of training on the CPU, ours beside transformers'.
 
 Forward pass, loss, backward pass and AdamW, of a Swin model with random weights on random images.
+Each trains in a process of its own, and the two take turns: what one of them keeps in the heap
+would spare the other to ask the system for its memory in every step, as it does on its own.
 Each gets the annotated masks as its own processor makes them: ours bool, transformers' float32.
 """
 
 import functools
 import importlib.metadata
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +18,14 @@ from torch import Tensor, nn
 
 from benchmarks import memory
 from benchmarks.harness import MEBIBYTE, race
+from benchmarks.processes import OwnProcess
 from mask2former.optional import require_package
 
 TRANSFORMERS = "transformers"
 OURS = "mask2former"
 STEM = "cpu-training"
 LEGEND = (
-    "time     of a step, the median of the rounds and their quartiles",
+    "time     of a step in a process of its own, the median of the rounds and their quartiles",
     "speed    median over the rounds of transformers' time over this one's",
     "memory   the most that a process which does nothing else ever held, libraries included, and",
     "         blocks of 1 MiB that were freed not",
@@ -61,7 +65,9 @@ def measure(workload: Workload, rounds: int) -> dict[str, Any]:
     require_package("transformers", "the benchmark of training")
     names = (TRANSFORMERS, OURS)
     peaks = {name: peak(name, workload) for name in names}
-    timings = race({name: make_step(name, workload) for name in names}, rounds)
+    with ExitStack() as stack:
+        steps = {n: stack.enter_context(OwnProcess(make_step, n, workload)) for n in names}
+        timings = race(steps, rounds)
     contestants = {
         name: {
             "median": timing.median,
@@ -99,7 +105,7 @@ def peak(name: str, workload: Workload) -> int | None:
     return memory.peak(make_step, name, workload)
 
 
-def make_step(name: str, workload: Workload) -> Callable[[], tuple[Tensor]]:
+def make_step(name: str, workload: Workload) -> Callable[[], float]:
     """A step of training that returns the loss, after one that made the optimiser's statistics."""
     torch.manual_seed(0)
     model = {TRANSFORMERS: make_theirs, OURS: make_ours}[name](workload).train()
@@ -108,12 +114,12 @@ def make_step(name: str, workload: Workload) -> Callable[[], tuple[Tensor]]:
         masks = [image.float() for image in masks]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
-    def step() -> tuple[Tensor]:
+    def step() -> float:
         optimizer.zero_grad()
         loss = model(images, mask_labels=masks, class_labels=classes).loss
         loss.backward()
         optimizer.step()
-        return (loss.detach(),)
+        return loss.item()
 
     step()
     return step

@@ -65,8 +65,12 @@ class _LinearInParts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, rest = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        weight, parameters = rest[0], rest[2:]
+        tensors = ctx.saved_tensors
+        inputs, weight, parameters = (
+            tensors[: ctx.count],
+            tensors[ctx.count],
+            tensors[ctx.count + 2 :],
+        )
         grad = grad.contiguous()
         first = inputs[0]
         wanted = ctx.needs_input_grad[3:]

@@ -103,14 +103,14 @@ def tiny_model(backbone: str = "resnet", **options):
         ),
     }
     defaults = {"backbone_config": backbones[backbone], "num_labels": 3, **SMALL}
-    torch.manual_seed(1)
+    torch.manual_seed(0)
     config = Mask2FormerConfig(**(defaults | options))
     return Mask2FormerForUniversalSegmentation(config).eval()
 
 
 def backbone_of(config, **options):
     """The backbone that a model of these options has, with random weights."""
-    torch.manual_seed(1)
+    torch.manual_seed(0)
     return make_backbone(Mask2FormerConfig(backbone_config=config, **options)).eval()
 
 
