@@ -9,13 +9,20 @@
 # PYTHON  the interpreter that .venv, or the environment of test-wheel, is made with
 # TORCH   which PyTorch it gets, as pip says it, for example TORCH=torch==2.13.0
 # WITH, TESTS  what test-wheel installs besides, and which tests it runs
+# WHEEL_VENV  the environment of test-wheel; one that is there is kept
 # MASK2FORMER_BUILD  auto, cpu, cuda or none: which kernels are built, see setup.py
 
 PYTHON ?= python3
 TORCH ?= torch
 TESTS ?= tests/ops
 VENV ?= .venv
+WHEEL_VENV ?= build/test-wheel/env
 LINTERS := ruff==0.17.5 clang-format==19.1.7
+
+# A process of tests for every core, as far as memory is likely to go; one thread for each of them.
+# PYTEST_ARGS="-n 0" has all in one.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+test test-all test-sanitize test-wheel: export OMP_NUM_THREADS := 1
 
 # GCC's sanitizers. Python's own flags bring -fwrapv, which would hide sums that overflow.
 SANITIZERS := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
@@ -25,7 +32,7 @@ SANITIZERS := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-rec
 SANITIZED := MASK2FORMER_CXXFLAGS="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 # pytest must not hold back what a sanitizer says before it ends the process.
-SANITIZED_TESTS = $(SANITIZED) $(abspath $(BIN))/python -m pytest --capture=sys $(PYTEST_ARGS)
+SANITIZED_TESTS = $(SANITIZED) $(abspath $(BIN))/python $(PYTEST) --capture=sys $(PYTEST_ARGS)
 
 BIN := $(VENV)/bin
 WHEEL = $(or $(wildcard dist/*.whl),$(error dist has no wheel yet: make wheel))
@@ -39,10 +46,10 @@ demo: $(VENV)/installed
 	$(BIN)/mask2former demo
 
 test: $(VENV)/installed-for-test
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/installed-for-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
 # The tests run beside the library they are for, away from the package in the source tree; the CUDA
 # kernels that they emulate are built with the sanitizers too. What torch.compile's default backend
@@ -56,16 +63,18 @@ test-sanitize: $(VENV)/installed-for-test
 	cd $(DIR) && $(SANITIZED_TESTS) tests/ops/sanitizer_proof.py
 	cd $(DIR) && $(SANITIZED_TESTS) tests/ops -k "not inductor"
 
+# The emulation of CUDA, which has no kernels to run there, is not tested again.
 test-wheel: DIR = build/test-wheel
+test-wheel: ENV_BIN = $(abspath $(WHEEL_VENV))/bin
 test-wheel:
 	rm -rf $(DIR)
 	mkdir -p $(DIR)
 	cp -r tests pyproject.toml $(DIR)
-	$(PYTHON) -m venv $(DIR)/env
-	$(DIR)/env/bin/pip install "$(TORCH)" "$(WHEEL)[test]" torch-abi-audit $(WITH)
-	cd $(DIR) && env/bin/python -c "import mask2former_ops._C"
-	$(DIR)/env/bin/torch-abi-audit --check both $(DIR)/env/lib/python*/site-packages/mask2former_ops/_C.abi3.so
-	cd $(DIR) && env/bin/python -m pytest $(PYTEST_ARGS) $(TESTS)
+	test -d $(WHEEL_VENV) || $(PYTHON) -m venv $(WHEEL_VENV)
+	$(ENV_BIN)/pip install "$(TORCH)" "$(WHEEL)[test]" torch-abi-audit $(WITH)
+	cd $(DIR) && $(ENV_BIN)/python -c "import mask2former_ops._C"
+	$(ENV_BIN)/torch-abi-audit --check both $(ENV_BIN)/../lib/python*/site-packages/mask2former_ops/_C.abi3.so
+	cd $(DIR) && $(ENV_BIN)/python $(PYTEST) --ignore tests/ops/test_emulation.py $(PYTEST_ARGS) $(TESTS)
 	rm -rf $(DIR)/env  # a torch with CUDA has 5 GB
 
 cuda-report: $(VENV)/torch

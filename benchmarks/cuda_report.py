@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,15 +106,22 @@ def main(argv: list[str] | None = None) -> int:
     nvcc = find_nvcc()
     if nvcc is None:
         parser.error("no nvcc was found: put it on PATH or set CUDA_HOME")
+    sources = sorted(SOURCES.glob("*.cu"))
     spilling = []
-    for gpu in options.gpus:
-        print(f"GPU {gpu}\n{HEADER}")
-        for source in sorted(SOURCES.glob("*.cu")):
-            for usage in usages(compile_for(gpu, source, nvcc)):
-                print(usage, flush=True)
-                if usage.spills:
-                    spilling.append(f"{usage.kernel} for GPUs {gpu}")
-        print()
+    with ThreadPoolExecutor(os.cpu_count()) as compilers:
+        said = {
+            (gpu, source): compilers.submit(compile_for, gpu, source, nvcc)
+            for gpu in options.gpus
+            for source in sources
+        }
+        for gpu in options.gpus:
+            print(f"GPU {gpu}\n{HEADER}")
+            for source in sources:
+                for usage in usages(said[gpu, source].result()):
+                    print(usage, flush=True)
+                    if usage.spills:
+                        spilling.append(f"{usage.kernel} for GPUs {gpu}")
+            print()
     print(f"{len(spilling)} kernels spill" + "".join(f"\n  {kernel}" for kernel in spilling))
     return int(bool(spilling))
 

@@ -1,8 +1,10 @@
-"""What each of two processes does in `test_run_distributed.py`: trains, and stops where it is told.
+"""What each of two processes does in `test_run_distributed.py`: trains by DDP and by FSDP.
 
-Arguments: the run's folder, "ddp" or "fsdp", and the step before which the batches fail, or 0.
+Arguments: the folder of all runs, and "begin", for whole runs and others whose batches end too
+early, or "resume", for the rest of the latter.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 from unittest import mock
@@ -28,29 +30,41 @@ def shard(accelerator: Accelerator, model, optimizer):
     return model, accelerator.prepare_optimizer(make_optimizer(model, SETTINGS))
 
 
-def loader(first_step: int, steps: int, rank: int, world_size: int):
-    """Four scenes in each pass, two for each process."""
-    for number, batch in enumerate(batches(2)(2 * first_step, 2 * steps, 0, 1)):
-        if number % world_size == rank:
-            step = first_step + number // world_size
-            if step == 2 * int(sys.argv[3]) > 0:
-                sys.exit(3)
-            yield batch
+class NoMoreBatches(Exception):
+    """Ends a run from within."""
+
+
+def two_each(last_step: int):
+    """Four scenes in each pass, two for each process, up to that step."""
+
+    def loader(first_step: int, steps: int, rank: int, world_size: int):
+        for number, batch in enumerate(batches(2)(2 * first_step, 2 * steps, 0, 1)):
+            if number % world_size == rank:
+                if first_step + number // world_size == 2 * last_step:
+                    raise NoMoreBatches
+                yield batch
+
+    return loader
 
 
 def evaluate(model) -> Evaluation:
     return Evaluation({"size": sum(float(p.detach().abs().sum()) for p in model.parameters())})
 
 
+def run(folder: Path, last_step: int = SETTINGS.steps) -> None:
+    model = scene_model(backbone_config=SWIN)
+    loader = two_each(last_step)
+    train_scenes(folder, SETTINGS, model=model, loader=loader, evaluate=evaluate, resume=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    prepare = shard if sys.argv[2] == "fsdp" else Accelerator.prepare
-    with mock.patch.object(Accelerator, "prepare", prepare):
-        train_scenes(
-            Path(sys.argv[1]),
-            SETTINGS,
-            model=scene_model(backbone_config=SWIN),
-            loader=loader,
-            evaluate=evaluate,
-            resume=True,
-        )
+    for kind, prepare in {"ddp": Accelerator.prepare, "fsdp": shard}.items():
+        folder = Path(sys.argv[1], kind)
+        with mock.patch.object(Accelerator, "prepare", prepare):
+            if sys.argv[2] == "begin":
+                run(folder / "whole")
+                with contextlib.suppress(NoMoreBatches):
+                    run(folder / "broken", last_step=3)
+            else:
+                run(folder / "broken")

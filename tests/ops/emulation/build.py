@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from filelock import FileLock
+
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[2] / "build" / "emulation"
 EMULATOR = [HERE / f"{name}.cpp" for name in ("emulator", "fiber", "runtime", "shared_memory")]
@@ -42,11 +44,12 @@ def build(
     command = [COMPILER, *flags, *link_flags]
     directory = Path(directory) / hashlib.sha256(repr(command).encode()).hexdigest()[:12]
     directory.mkdir(parents=True, exist_ok=True)
-    objects = [_compile(Path(source).resolve(), flags, directory) for source in sources]
-    objects += [_compile(source, flags, directory) for source in EMULATOR]
     module = directory / (name + importlib.machinery.EXTENSION_SUFFIXES[0])
-    if _is_stale(module, objects):
-        _run(module, [*_user_flags(), "-shared", *map(str, objects), *link_flags])
+    with FileLock(directory / "lock"):  # tests run in several processes
+        objects = [_compile(Path(source).resolve(), flags, directory) for source in sources]
+        objects += [_compile(source, flags, directory) for source in EMULATOR]
+        if _is_stale(module, objects):
+            _run(module, [*_user_flags(), "-shared", *map(str, objects), *link_flags])
     return module
 
 
