@@ -17,6 +17,7 @@ from mask2former.training.recipe import Recipe, RecipeError, kind, parse, read_r
 
 TASKS = ("panoptic", "instance", "semantic")
 PICTURES = 4  # of validation images, for TensorBoard
+IMAGES_PER_WORKER = 200  # so many at least for a process that reads validation images
 
 DESCRIPTION = """\
 Fine-tune a model on a data set. This writes into the output folder:
@@ -148,7 +149,8 @@ def _train(args: argparse.Namespace) -> int:
         batches,
         recipe,
         args.out,
-        evaluate=validation and partial(_evaluation, processor, validation, args.skip_bad),
+        evaluate=validation
+        and partial(_evaluation, processor, validation, args.skip_bad, recipe.workers),
         watchers=[
             Progress(recipe.steps),
             History(args.out, report=report),
@@ -281,7 +283,7 @@ def augmentation(recipe: Recipe, processor, ignore_value: int):
     return few_images(processor, **options)
 
 
-def _evaluation(processor, dataset, skip_bad: bool, model):
+def _evaluation(processor, dataset, skip_bad: bool, workers: int, model):
     """The model's figures on a data set, and pictures of the first images."""
     from torch import distributed
 
@@ -291,7 +293,11 @@ def _evaluation(processor, dataset, skip_bad: bool, model):
     from mask2former.training.run import Evaluation
 
     several = distributed.is_initialized() and distributed.get_world_size() > 1
-    results = evaluate(model, processor, dataset, skip_bad=skip_bad, gather=several)
+    # A process takes as long to start as to read some hundred images.
+    workers = min(workers, len(dataset) // IMAGES_PER_WORKER)
+    results = evaluate(
+        model, processor, dataset, skip_bad=skip_bad, workers=workers, gather=several
+    )
     if several and distributed.get_rank() > 0:
         return Evaluation(results.figures)
     segmenter = Segmenter(model, processor, dataset)

@@ -10,10 +10,11 @@ from mask2former import (
     Mask2FormerImageProcessor,
     SwinConfig,
 )
-from mask2former.cli import main
+from mask2former.cli import main, train
 from mask2former.cli.train import make_model
 from mask2former.data.rendering import render_dataset
 from mask2former.data.synthetic import SceneDataset
+from mask2former.evaluation.evaluate import evaluate
 from mask2former.training.recipe import Recipe, RecipeError, read_recipe
 from tests.reference import tiny_model
 
@@ -111,6 +112,24 @@ def test_the_bundled_model_is_tuned_where_none_is_named(data, tmp_path, capsys):
     tuned = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "run/model").config
     bundled = Mask2FormerForUniversalSegmentation.from_pretrained(BUNDLED_MODEL).config
     assert (tuned.id2label, tuned.hidden_dim) == (bundled.id2label, bundled.hidden_dim)
+
+
+@pytest.mark.parametrize(("images_per_worker", "processes"), [(2, 1), (train.IMAGES_PER_WORKER, 0)])
+def test_many_validation_images_are_read_by_workers(
+    images_per_worker, processes, tiny_model, data, tmp_path, monkeypatch
+):
+    asked = []
+
+    def noted(*args, workers, **options):
+        asked.append(workers)
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(train, "IMAGES_PER_WORKER", images_per_worker)
+    monkeypatch.setattr("mask2former.evaluation.evaluate.evaluate", noted)
+    command = ["train", "--model", str(tiny_model), "--data", str(data), "--out"]
+    settings = [*FAST, "--workers", "1", "--steps", "1"]
+    assert main([*command, str(tmp_path / "run"), *settings]) == 0
+    assert asked == [processes]
 
 
 @pytest.mark.parametrize("augmentation", ["lsj", "crop"])
