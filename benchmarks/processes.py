@@ -12,9 +12,10 @@ class OwnProcess:
     """Calls `build(*arguments)` in another process, and there what it returned whenever this is
     called.
 
-    Processes are forked from one that has loaded the module of `build` and run nothing, so that
-    they start fast. A fork of this one would inherit its free memory, and locks of threads that it
-    lacks.
+    The first one decides what the process has loaded from which all are forked, so that they start
+    fast: the modules of `build` and of functions among the arguments. It has run nothing; a fork of
+    this one would inherit its free memory, and locks of threads that it lacks. Used in a `with`
+    block, at whose end the process is ended, whatever it does.
 
     Raises:
         RuntimeError: the process failed; it says why on standard error.
@@ -22,7 +23,8 @@ class OwnProcess:
 
     def __init__(self, build: Callable[..., Callable[[], object]], *arguments: Any) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([build.__module__])
+        functions = [build, *filter(callable, arguments)]
+        context.set_forkserver_preload([function.__module__ for function in functions])
         self._connection, theirs = context.Pipe()
         serving = theirs, torch.get_num_threads(), build, arguments
         self._process = context.Process(target=_serve, args=serving, daemon=True)
@@ -46,6 +48,7 @@ class OwnProcess:
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
+        self._process.terminate()
         self._process.join()
 
 

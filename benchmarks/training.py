@@ -3,6 +3,7 @@
 Forward pass, loss, backward pass and AdamW, of a Swin model with random weights on random images.
 Each trains in a process of its own, and the two take turns: what one of them keeps in the heap
 would spare the other to ask the system for its memory in every step, as it does on its own.
+glibc's allocator has its own habits there, in which it settles as the steps go by.
 Each gets the annotated masks as its own processor makes them: ours bool, transformers' float32.
 """
 

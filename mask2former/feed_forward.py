@@ -19,13 +19,15 @@ def feed_forward(
     dropout: nn.Dropout | None = None,
 ) -> Tensor:
     """`fc2(dropout(activation(fc1(norm(x)))))` of (..., C); the backward pass keeps only `x`."""
-
-    def inside(x: Tensor) -> Tensor:
-        wide = activation(fc1(x if norm is None else norm(x)))
-        return wide if dropout is None else dropout(wide)
-
-    parameters = [*fc1.parameters(), *(() if norm is None else norm.parameters())]
     random = dropout is not None and dropout.training and dropout.p > 0
-    rows = x.flatten(0, -2)
-    out = linear_in_parts(inside, fc2, [rows], parameters, fc1.out_features, random)
+
+    def inside(x: Tensor, fc1: Callable, *norms: Callable) -> Tensor:
+        for norm in norms:
+            x = norm(x)
+        wide = activation(fc1(x))
+        return dropout(wide) if random else wide
+
+    layers = [fc1] if norm is None else [fc1, norm]
+    rows = [x.flatten(0, -2)]
+    out = linear_in_parts(inside, fc2, layers, rows, width=fc1.out_features, random=random)
     return out.unflatten(0, x.shape[:-1])

@@ -1,13 +1,15 @@
-"""A linear layer of something wide, which never exists as a whole."""
+"""A linear layer of something wide, which never exists as a whole when a processor trains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from mask2former.gradient_checkpointing import recomputed
 
@@ -20,84 +22,118 @@ LEAST_ROWS = 1024
 def linear_in_parts(
     inside: Callable[..., Tensor],
     linear: nn.Linear,
+    layers: Sequence[nn.Linear | nn.LayerNorm],
     inputs: Sequence[Tensor | None],
-    parameters: Sequence[Tensor],
+    *,
+    shared: Sequence[Tensor] = (),
     width: int,
     random: bool,
 ) -> Tensor:
-    """`linear(inside(*inputs))`, of which the backward pass keeps the inputs and computes the rest
-    again; on a processor some rows after the others, in both directions.
+    """`linear(inside(*inputs, *shared, *layers))`; the backward pass keeps inputs and shared only.
+
+    It computes the rest again. On a processor some items come after the others, in both directions,
+    and the gradients of all weights are sums over these parts. Layers that somebody replaced,
+    parametrised or hung hooks on are called as a whole.
 
     Args:
-        inside: each row of its result is a function of that row of the inputs, and `parameters`.
-        inputs: of equal length, or None; gradients go to the first only.
-        parameters: all that `inside` uses and may want gradients; those are sums over the parts.
-        width: elements that a row of the layer's takes inside.
+        inside: gives an item for each item of the inputs (items, ..., C), by itself.
+        linear: with a bias.
+        layers: all that `inside` calls and have weights.
+        inputs: of as many items, or None; gradients go to the first only.
+        shared: other tensors that `inside` uses and may want gradients.
+        width: elements that `inside` takes for each row that `linear` multiplies.
         random: `inside` draws random numbers, which must be the same in the second run.
     """
 
-    def plain(*inputs: Tensor | None) -> Tensor:
-        return linear(inside(*inputs))
+    def whole(*inputs: Tensor | None) -> Tensor:
+        return linear(inside(*inputs, *shared, *layers))
 
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return plain(*inputs)
-    if random or inputs[0].device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return recomputed(plain, *inputs)
+        return whole(*inputs)
+    on_cpu = inputs[0].device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    if random or not on_cpu or not all(map(_is_plain, [linear, *layers])):
+        return recomputed(whole, *inputs)
     length = -(-max(PART // width, LEAST_ROWS) // inputs[0].shape[1:-1].numel())
-    weights = linear.weight, linear.bias
-    return _LinearInParts.apply(inside, length, len(inputs), *inputs, *weights, *parameters)
+    weights = [weight for layer in layers for weight in (layer.weight, layer.bias)]
+    tensors = [*inputs, linear.weight, linear.bias, *shared, *weights]
+    return _LinearInParts.apply(inside, layers, length, len(inputs), *tensors)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether calling it does nothing but its formula."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks
+    hooks += layer._backward_hooks, layer._backward_pre_hooks
+    return type(layer) in (nn.Linear, nn.LayerNorm) and not any(hooks)
 
 
 class _LinearInParts(torch.autograd.Function):
-    """As above; of its tensors, `count` are the inputs, two the layer's and the rest parameters."""
+    """Of its tensors, `count` are the inputs, two the last layer's, and the rest for `inside`.
+
+    `inside` gets layers that have those very tensors as weights: a module's own would count twice
+    for a hook on a parameter, here and where the sum over the parts arrives.
+    """
 
     @staticmethod
-    def forward(ctx: Any, inside: Callable, length: int, count: int, *tensors: Tensor) -> Tensor:
-        ctx.inside, ctx.length, ctx.count = inside, length, count
+    def forward(
+        ctx: Any, inside: Callable, layers: Sequence, length: int, count: int, *tensors: Tensor
+    ) -> Tensor:
+        ctx.inside, ctx.layers, ctx.length, ctx.count = inside, layers, length, count
         ctx.save_for_backward(*tensors)
-        inputs, (weight, bias) = tensors[:count], tensors[count : count + 2]
+        inputs, (weight, bias, *rest) = tensors[:count], tensors[count:]
         out = inputs[0].new_empty(*inputs[0].shape[:-1], len(weight))
         for part in _parts(len(out), length):
-            wide = inside(*_taken(inputs, part)).flatten(0, -2)
+            wide = inside(*_taken(inputs, part), *_used(rest, layers)).flatten(0, -2)
             torch.addmm(bias, wide, weight.T, out=out[part].flatten(0, -2))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        inputs, weight, parameters = (
-            tensors[: ctx.count],
-            tensors[ctx.count],
-            tensors[ctx.count + 2 :],
-        )
+        count, tensors, wanted = ctx.count, ctx.saved_tensors, ctx.needs_input_grad[4:]
+        (first, *others), weight, rest = tensors[:count], tensors[count], tensors[count + 2 :]
+        rest = [
+            None if x is None else x.detach().requires_grad_(trained)
+            for x, trained in zip(rest, wanted[count + 2 :], strict=True)
+        ]
+        used = _used(rest, ctx.layers)
+        trained = [x for x in rest if x is not None and x.requires_grad]
+        totals = [torch.zeros_like(x) for x in trained]
+        grad_first, grad_weight = torch.empty_like(first), torch.zeros_like(weight)
         grad = grad.contiguous()
-        first = inputs[0]
-        wanted = ctx.needs_input_grad[3:]
-        grad_first = torch.empty_like(first)
-        grad_weight = torch.zeros_like(weight)
-        trained = [p for p, w in zip(parameters, wanted[ctx.count + 2 :], strict=True) if w]
-        grads = [torch.zeros_like(p) for p in trained]
         for part in _parts(len(grad), ctx.length):
             with torch.enable_grad():
-                taken, *others = _taken(inputs, part)
-                taken = taken.detach().requires_grad_()
-                wide = ctx.inside(taken, *others)
+                taken = first[part].detach().requires_grad_()
+                wide = ctx.inside(taken, *_taken(others, part), *used)
             grad_part = grad[part].flatten(0, -2)
             grad_weight.addmm_(grad_part.T, wide.detach().flatten(0, -2))
             grad_wide = (grad_part @ weight).view_as(wide)
             grad_first[part], *of_part = torch.autograd.grad(wide, [taken, *trained], grad_wide)
-            for total, addend in zip(grads, of_part, strict=True):
+            for total, addend in zip(totals, of_part, strict=True):
                 total += addend
-        found = iter(grads)
-        of_parameters = [next(found) if w else None for w in wanted[ctx.count + 2 :]]
-        of_inputs = [grad_first] + [None] * (ctx.count - 1)
-        return None, None, None, *of_inputs, grad_weight, grad.flatten(0, -2).sum(0), *of_parameters
+        found = iter(totals)
+        of_rest = [next(found) if x is not None and x.requires_grad else None for x in rest]
+        unsplit = [None] * (count - 1)
+        grad_bias = grad.flatten(0, -2).sum(0)
+        return *[None] * 4, grad_first, *unsplit, grad_weight, grad_bias, *of_rest
 
 
-def _parts(whole: int, length: int) -> list[slice]:
-    return [slice(start, start + length) for start in range(0, whole, length)]
+def _parts(whole: int, length: int) -> Iterator[slice]:
+    return (slice(start, start + length) for start in range(0, whole, length))
 
 
 def _taken(inputs: Sequence[Tensor | None], part: slice) -> list[Tensor | None]:
     return [None if x is None else x[part] for x in inputs]
+
+
+def _used(tensors: Sequence[Tensor | None], layers: Sequence[nn.Module]) -> list[Any]:
+    """The shared tensors, then the layers with the weights and biases that follow them."""
+    split = len(tensors) - 2 * len(layers)
+    weights, biases = tensors[split::2], tensors[split + 1 :: 2]
+    return [*tensors[:split], *map(_with_weights, layers, weights, biases)]
+
+
+def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> Callable:
+    if isinstance(layer, nn.Linear):
+        return partial(F.linear, weight=weight, bias=bias)
+    shape = layer.normalized_shape
+    return partial(F.layer_norm, normalized_shape=shape, weight=weight, bias=bias, eps=layer.eps)

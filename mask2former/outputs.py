@@ -54,6 +54,9 @@ class ModelOutput(Mapping):
 class Mask2FormerModelOutput(ModelOutput):
     """Output of `Mask2FormerModel`. N images, Q queries, C hidden_dim.
 
+    Maps of the backbone and the pixel decoder may be channels last in memory, so to change their
+    shape takes `reshape` or `flatten`, not `view`.
+
     Attributes:
         encoder_last_hidden_state: coarsest backbone map, (N, C_4, H/32, W/32).
         pixel_decoder_last_hidden_state: mask features, (N, mask_feature_size, H/4, W/4).

@@ -30,19 +30,18 @@ class Mixing(nn.Module):
         self.lengths = []
         self.double()
 
-    def inside(self, x, number, _):
+    def inside(self, x, number, _, scale, wide):
         self.lengths.append(len(x))
-        wide = self.wide(x)
-        return torch.sin(wide * self.scale + wide.mean(1, keepdim=True) * number[:, None, None])
+        wide = wide(x)
+        return torch.sin(wide * scale + wide.mean(1, keepdim=True) * number[:, None, None])
 
-    def forward(self, x, number):
-        parameters = [*self.wide.parameters(), self.scale]
-        return linear_in_parts(
-            self.inside, self.linear, [x, number, None], parameters, WIDTH, random=False
-        )
+    def forward(self, x, number, random=False):
+        options = {"shared": [self.scale], "width": WIDTH, "random": random}
+        inputs = [x, number, None]
+        return linear_in_parts(self.inside, self.linear, [self.wide], inputs, **options)
 
     def plain(self, x, number):
-        return self.linear(self.inside(x, number, None))
+        return self.linear(self.inside(x, number, None, self.scale, self.wide))
 
 
 def gradients(model, function, items=5):
@@ -62,6 +61,35 @@ def test_results_and_gradients_are_those_of_the_whole(frozen):
     actual, expected = gradients(model, model), gradients(model, model.plain)
     torch.testing.assert_close(actual, expected, **TOLERANCE)
     assert model.lengths == [2, 2, 1] * 2 + [5]  # forward and backward in parts
+
+
+def test_a_hook_on_a_parameter_is_applied_once():
+    model = Mixing()
+    _, (_, *before) = gradients(model, model)
+    for parameter in model.parameters():
+        parameter.register_hook(lambda gradient: gradient / 2)
+    _, (_, *after) = gradients(model, model)
+    torch.testing.assert_close(after, [gradient / 2 for gradient in before], **TOLERANCE)
+
+
+def test_a_layer_that_is_more_than_its_formula_is_called():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = Mixing()
+    expected = gradients(model, model)
+    for name in ("wide", "linear"):
+        layer = getattr(model, name)
+        seen = []
+        handle = layer.register_forward_hook(lambda _, __, out, seen=seen: seen.append(len(out)))
+        torch.testing.assert_close(gradients(model, model), expected, **TOLERANCE)
+        assert set(seen) == {5}  # items, not those of a part
+        handle.remove()
+        layer.__class__ = Doubled
+        actual = gradients(model, model)
+        layer.__class__ = nn.Linear
+        assert not torch.allclose(actual[0], expected[0])
 
 
 def test_a_part_has_enough_rows_for_a_matrix_product(monkeypatch):

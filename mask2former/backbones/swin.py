@@ -81,39 +81,48 @@ def shift_mask(height: int, width: int, size: int, shift: int, device: torch.dev
     return windows[:, None, :] != windows[:, :, None]
 
 
-class _IntoWindows(torch.autograd.Function):
+def into_windows(x: Tensor, cells: Tensor, places: Tensor) -> Tensor:
     """Rows of cells (cells, C) -> rows of places; those without a cell hold anything.
 
-    `cells` and `places` are `window_cells`'. Both directions of both passes copy rows, where
-    autograd would add them up one after the other.
+    `cells` (places) and `places` (cells) are `window_cells`'. Both directions of both passes copy
+    rows, where autograd would add them up one after the other.
     """
+    if not torch.is_grad_enabled():
+        return x.index_select(0, cells.clamp(min=0))
+    return _IntoWindows.apply(x, cells, places)
 
+
+def out_of_windows(x: Tensor, cells: Tensor, places: Tensor) -> Tensor:
+    """Rows of places -> rows of cells: the inverse of `into_windows`."""
+    if not torch.is_grad_enabled():
+        return x.index_select(0, places)
+    return _OutOfWindows.apply(x, cells, places)
+
+
+class _IntoWindows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cells: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(cells, places)
-        return x.index_select(0, cells.clamp(min=0))
+        return into_windows(x, cells, places)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        cells, places = ctx.saved_tensors
-        return _OutOfWindows.apply(grad, cells, places), None, None
+        return out_of_windows(grad, *ctx.saved_tensors), None, None
 
 
 class _OutOfWindows(torch.autograd.Function):
-    """Rows of places -> rows of cells: the inverse of `_IntoWindows`."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, cells: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(cells, places)
-        return x.index_select(0, places)
+        return out_of_windows(x, cells, places)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cells, places = ctx.saved_tensors
         if len(cells) == len(places):
-            return _IntoWindows.apply(grad, cells, places), None, None
+            return into_windows(grad, cells, places), None, None
         rows = grad.new_zeros(len(cells), grad.shape[1])
-        return rows.index_copy_(0, places, grad), None, None
+        return rows.index_copy(0, places, grad), None, None
 
 
 class DropPath(nn.Module):
@@ -135,6 +144,8 @@ def _biased_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float
 ) -> Tensor:
     """Attention (B, heads, L, C) with `bias` (B or 1, heads, L, L) added to the scores."""
+    if not torch.is_grad_enabled():
+        bias = bias.detach()
     if query.device.type != "cpu" or not bias.requires_grad:
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
     # On a processor it would come to this too, at twice the time: it looks for rows of -inf.
@@ -172,10 +183,9 @@ class WindowAttention(nn.Module):
         bias = self.position_bias[self.position_index].permute(2, 0, 1)[None]
         dropout = self.dropout if self.training else 0.0
 
-        def inside(windows: Tensor, blank: Tensor, hidden: Tensor | None) -> Tensor:
+        def inside(windows, blank, hidden, bias, qkv, norm) -> Tensor:
             x = norm(windows).masked_fill(blank[..., None], 0.0)
-            qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-            query, key, value = qkv.permute(2, 0, 3, 1, 4)
+            query, key, value = qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
             scores = bias.to(query.dtype)
             if hidden is not None:
                 scores = torch.where(hidden[:, None], scores + SHIFT_PENALTY, scores)
@@ -183,10 +193,15 @@ class WindowAttention(nn.Module):
             return out.transpose(1, 2).flatten(2)
 
         _, length, channels = windows.shape
-        parameters = [*norm.parameters(), *self.qkv.parameters(), bias]
-        width = 3 * channels + 2 * length * self.num_heads
-        inputs = [windows, blank, hidden]
-        return linear_in_parts(inside, self.output, inputs, parameters, width, dropout > 0)
+        return linear_in_parts(
+            inside,
+            self.output,
+            [self.qkv, norm],
+            [windows, blank, hidden],
+            shared=[bias],
+            width=3 * channels + 2 * length * self.num_heads,
+            random=dropout > 0,
+        )
 
 
 class SwinBlock(nn.Module):
@@ -220,9 +235,9 @@ class SwinBlock(nn.Module):
             absent = self._absent(valid)
             hidden = absent if hidden is None else hidden | absent
         order = cells.flatten()
-        windows = _IntoWindows.apply(x.flatten(0, 2), order, places).view(*cells.shape, -1)
+        windows = into_windows(x.flatten(0, 2), order, places).view(*cells.shape, -1)
         out = self.attention(windows, self.norm1, blank, hidden)
-        return self.dropout(_OutOfWindows.apply(out.flatten(0, 1), order, places).view_as(x))
+        return self.dropout(out_of_windows(out.flatten(0, 1), order, places).view_as(x))
 
     def _absent(self, valid: Tensor) -> Tensor:
         """bool (N * windows, 1, L), True in places that an image alone would not have.

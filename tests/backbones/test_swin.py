@@ -5,6 +5,8 @@ from mask2former.backbones import SwinBackbone
 from mask2former.backbones.swin import (
     SHIFT_PENALTY,
     DropPath,
+    into_windows,
+    out_of_windows,
     partition_windows,
     relative_position_index,
     shift_mask,
@@ -34,6 +36,22 @@ def test_every_cell_has_one_place_in_the_windows(shift):
     # The first window holds what lies `shift` cells down and to the right.
     corner = [[0, 1], [5, 6]] if shift == 0 else [[6, 7], [11, 12]]
     assert cells[0].view(2, 2).tolist() == corner
+
+
+@pytest.mark.parametrize("size", [(3, 5), (4, 4)])
+def test_gradients_go_into_windows_and_out_again(size):
+    cells, places = window_cells(2, *size, 2, 1, CPU)
+    cells, present = cells.flatten(), cells.flatten()[:, None] >= 0
+    x = torch.randn(2 * size[0] * size[1], 3, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(len(cells), 3, dtype=torch.float64)
+
+    def there_and_back(x):
+        windows = into_windows(x, cells, places)
+        return out_of_windows(torch.where(present, windows * windows * weight, 7.0), cells, places)
+
+    assert torch.equal(there_and_back(x), x * x * weight[places])
+    assert torch.autograd.gradcheck(there_and_back, x)
+    assert torch.autograd.gradgradcheck(there_and_back, x)
 
 
 def test_shifted_regions_leave_no_denormal_probability():

@@ -1,6 +1,7 @@
 """Calls in processes of their own."""
 
 import os
+import time
 
 import pytest
 import torch
@@ -42,3 +43,14 @@ def test_a_failure_there_is_a_failure_here(build):
         OwnProcess(build) as run,
     ):
         run()
+
+
+def sleeping(seconds):
+    time.sleep(seconds)
+
+
+def test_the_end_waits_for_no_work_that_is_not_wanted():
+    begun = time.monotonic()
+    with OwnProcess(sleeping, 600):
+        pass
+    assert time.monotonic() - begun < 300
