@@ -39,8 +39,8 @@ def relative_position_index(size: int) -> Tensor:
     return offsets[0] * (2 * size - 1) + offsets[1]
 
 
-def _whole(extent, size: int):
-    """`extent`, a number or a tensor, rounded up to a multiple of `size`."""
+def _whole(extent: int | Tensor, size: int) -> int | Tensor:
+    """`extent` rounded up to a multiple of `size`."""
     return -(-extent // size) * size
 
 
@@ -145,7 +145,7 @@ def _biased_attention(
 ) -> Tensor:
     """Attention (B, heads, L, C) with `bias` (B or 1, heads, L, L) added to the scores."""
     if not torch.is_grad_enabled():
-        bias = bias.detach()
+        bias = bias.detach()  # whose mere flag would make it take a much slower path
     if query.device.type != "cpu" or not bias.requires_grad:
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
     # On a processor it would come to this too, at twice the time: it looks for rows of -inf.

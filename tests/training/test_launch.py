@@ -70,8 +70,8 @@ def test_two_processes_train_the_same_model_as_one(folders, tmp_path):
     for alone, together in zip(*histories, strict=True):
         assert alone.keys() == together.keys()
         for name in alone.keys() - {"memory", "seconds", "images_per_second"}:
-            # A rounding error may take a pixel or two of 12288 to another class.
-            limit = {"abs": 1e-3} if name == "metrics" else {"rel": 1e-5}
+            # A rounding error may take a pixel of 12288 to another class; measured: 6.4e-6.
+            limit = {"abs": 1e-4} if name == "metrics" else {"rel": 1e-5}
             assert together[name] == pytest.approx(alone[name], **limit), name
     start = load_file(folders[0] / "model.safetensors")
     alone, together = (load_file(out / "model/model.safetensors") for out in (one, two))
