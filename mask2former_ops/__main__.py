@@ -7,7 +7,18 @@ from types import ModuleType
 import torch
 
 import mask2former_ops
+import mask2former_ops.bias_activation  # those two that the package itself does not import
+import mask2former_ops.window_attention
 from mask2former_ops import _extension
+
+# Every operator, and the types of devices that kernels are written for.
+OPERATORS = {
+    "ms_deform_attn": ("cpu", "cuda"),
+    "point_sample": ("cpu", "cuda"),
+    "uncertain_points": ("cpu",),
+    "window_attention": ("cpu",),
+    "bias_activation_": ("cpu",),
+}
 
 
 def report() -> str:
@@ -28,11 +39,11 @@ def report() -> str:
         lines.append(f"instructions    {library.instruction_set()}{others(library)}")
     else:
         lines.append(f"library         none: {_extension.MISSING}")
-    for op in ("ms_deform_attn", "point_sample"):
-        for device in ("cpu", "cuda"):
+    for op, devices in OPERATORS.items():
+        for device in devices:
             reason = _extension.why_no_kernel(op, device)
             runs = f"PyTorch reference: {reason}" if reason else "compiled kernel"
-            lines.append(f"{op:15} {device:4}  {runs}")
+            lines.append(f"{op:16} {device:4}  {runs}")
     return "\n".join(lines)
 
 

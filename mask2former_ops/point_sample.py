@@ -137,7 +137,10 @@ def _fake_backward(grad_output, input, points, align_corners, output_mask, *, de
 
 
 def _setup_context(ctx, inputs, keyword_only_inputs, output):
-    ctx.save_for_backward(*inputs)
+    input, points = inputs
+    if not ctx.needs_input_grad[1]:  # then the backward asks for the shape and dtype alone
+        input = input.new_empty(()).expand(input.shape)
+    ctx.save_for_backward(input, points)
     ctx.align_corners = keyword_only_inputs["align_corners"]
 
 

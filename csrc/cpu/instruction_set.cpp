@@ -2,15 +2,27 @@
 
 #include <atomic>
 
+#if MASK2FORMER_X86
+#include <cpuid.h>
+#endif
+
 namespace mask2former {
 namespace {
+
+#if MASK2FORMER_X86
+// clang 16 has no __builtin_cpu_supports("f16c").
+bool converts_half() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
 
 std::vector<InstructionSet> detect() {
   std::vector<InstructionSet> sets;
 #if MASK2FORMER_X86
   // These also ask whether the operating system saves the wide registers.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_half();
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     sets.push_back(InstructionSet::kAvx512);

@@ -167,7 +167,8 @@ std::tuple<Tensor, Tensor> point_sample_backward(const Tensor& grad_output, cons
   if (is_empty(input) || is_empty(grad_output)) {
     return {torch::stable::zero_(grad_input), torch::stable::zero_(grad_points)};
   }
-  const Tensor pixels = torch::stable::contiguous(input);
+  // Only the points' gradient looks at them.
+  const Tensor pixels = output_mask[1] ? torch::stable::contiguous(input) : input;
   const Tensor where = torch::stable::contiguous(points);
   const Tensor grads = torch::stable::contiguous(grad_output);
   for_storage(input, [&](auto storage) {

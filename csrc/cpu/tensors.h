@@ -1,4 +1,4 @@
-// From tensors to what kernels take, for both operators.
+// From tensors to what kernels take, for all operators.
 #pragma once
 
 #include "../tensors.h"
@@ -19,6 +19,12 @@ void for_floating(ScalarType dtype, Run run) {
     case ScalarType::Half: return run(Half{});
     default: return run(BFloat16{});
   }
+}
+
+// The same where the checks have let float64 and float32 through only.
+template <typename Run>
+void for_real(ScalarType dtype, Run run) {
+  dtype == ScalarType::Double ? run(double{}) : run(float{});
 }
 
 }  // namespace mask2former

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mask2former_ops import point_sample as op
+from mask2former_ops import reference
 
 __all__ = ["get_uncertain_point_coords_with_randomness", "point_sample"]
 
@@ -45,9 +46,7 @@ def point_sample(
     """
     align_corners = bool(align_corners)
     if (mode, padding_mode) == ("bilinear", "zeros"):
-        if input.dtype in (torch.float16, torch.bfloat16) and _autocasts(input.device.type):
-            input = input.float()
-        return op(input, point_coords, align_corners)
+        return op(_as_autocast_samples(input), point_coords, align_corners)
     grid = 2 * point_coords - 1
     if point_coords.dim() == 3:
         grid = grid[:, :, None]
@@ -63,8 +62,6 @@ def get_uncertain_point_coords_with_randomness(
     num_points: int,
     oversample_ratio: float,
     importance_sample_ratio: float,
-    *,
-    ordered: bool = True,
 ) -> Tensor:
     """Random points, most of them where a mask is uncertain (PointRend, section 3.1).
 
@@ -78,7 +75,6 @@ def get_uncertain_point_coords_with_randomness(
         num_points: P, the points of each mask.
         oversample_ratio: candidates for each point, at least 1.
         importance_sample_ratio: the part of the points that is chosen, from 0 to 1.
-        ordered: whether the chosen points come with the most uncertain first, which takes longer.
 
     Returns:
         (N, P, 2) as (x, y) in [0, 1], without gradient: float64 for float64 logits, else float32.
@@ -86,26 +82,23 @@ def get_uncertain_point_coords_with_randomness(
     Raises:
         ValueError: a ratio is out of its range.
     """
-    if oversample_ratio < 1:
-        raise ValueError(f"oversample_ratio must be at least 1, but is {oversample_ratio}.")
-    if not 0 <= importance_sample_ratio <= 1:
-        raise ValueError(
-            f"importance_sample_ratio must be from 0 to 1, but is {importance_sample_ratio}."
-        )
-    # Half coordinates would be coarse.
-    dtype = torch.promote_types(coarse_logits.dtype, torch.float32)
-    masks, device = len(coarse_logits), coarse_logits.device
-    candidates = torch.rand(
-        masks, int(num_points * oversample_ratio), 2, dtype=dtype, device=device
+    candidates, chosen = reference.uncertain_counts(
+        num_points, oversample_ratio, importance_sample_ratio
     )
-    uncertainty = uncertainty_func(point_sample(coarse_logits, candidates))[:, 0]
-    chosen = int(importance_sample_ratio * num_points)
-    index = uncertainty.topk(chosen, dim=1, sorted=ordered).indices
-    points = candidates.gather(1, index[..., None].expand(-1, -1, 2))
-    if chosen == num_points:
-        return points
-    uniform = torch.rand(masks, num_points - chosen, 2, dtype=dtype, device=device)
-    return torch.cat([points, uniform], dim=1)
+    return reference.uncertain_points(
+        _as_autocast_samples(coarse_logits),
+        uncertainty_func,
+        candidates,
+        chosen,
+        num_points,
+        ordered=True,
+    )
+
+
+def _as_autocast_samples(input: Tensor) -> Tensor:
+    """Under autocast `grid_sample` takes a half input to float32."""
+    half = input.dtype in (torch.float16, torch.bfloat16)
+    return input.float() if half and _autocasts(input.device.type) else input
 
 
 def _autocasts(device_type: str) -> bool:

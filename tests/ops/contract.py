@@ -1,4 +1,4 @@
-"""What the contract tests of both ops share."""
+"""What the contract tests of the ops share."""
 
 import shutil
 import sysconfig
@@ -28,6 +28,11 @@ BACKENDS = [
         ],
     ),
 ]
+
+
+def without_kernel(op: torch._ops.OpOverload, *arguments) -> Tensor:
+    """What runs on a type of device that there is no kernel for."""
+    return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.XLA), *arguments)
 
 
 def assert_same(result: Tensor, expected: Tensor, leaves: Sequence[Tensor]) -> None:

@@ -79,6 +79,17 @@ def point_grad(input: Tensor, points: Tensor, seed: int = 1) -> Tensor:
     return grad.to(input.dtype if input.is_floating_point() else torch.float32)
 
 
+def mask_logits(
+    dtype: torch.dtype = torch.float32,
+    masks: int = 3,
+    size: tuple[int, int] = (20, 30),
+    seed: int = 0,
+) -> Tensor:
+    """Logits (masks, H, W) of uncertain_points."""
+    numbers = torch.randn(masks, *size, generator=generator(seed), dtype=torch.float64)
+    return numbers.to(dtype)
+
+
 def on_the_grid(
     size: tuple[int, int], count: int, *, align_corners: bool = False, seed: int = 0
 ) -> Tensor:

@@ -9,17 +9,30 @@ import torch
 
 import mask2former_ops
 from mask2former_ops import _extension
-from mask2former_ops.__main__ import report
+from mask2former_ops.__main__ import OPERATORS, report
 
 
 def test_it_names_versions_and_what_runs_on_each_device():
     lines = report().splitlines()
     assert lines[0] == f"mask2former_ops {mask2former_ops.__version__}"
     assert any(line.split() == ["torch", torch.__version__] for line in lines)
-    for op in ("ms_deform_attn", "point_sample"):
-        assert any(line.startswith(f"{op:15} cpu") for line in lines)
-        (cuda,) = [line for line in lines if line.startswith(f"{op:15} cuda")]
-        assert "compiled kernel" in cuda or "PyTorch reference: " in cuda
+    for op, devices in OPERATORS.items():
+        own = [line for line in lines if line.split()[0] == op]
+        assert tuple(line.split()[1] for line in own) == devices
+        for line in own:
+            assert line.endswith("  compiled kernel") or "  PyTorch reference: " in line
+            assert line.index(" cpu " if " cpu " in line else " cuda ") == 16
+
+
+def test_it_names_every_operator_of_the_package():
+    names = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("mask2former_ops::")
+    }
+    backwards = {name for name in names if name.rstrip("_").endswith("_backward")}
+    assert names - backwards == OPERATORS.keys()
+    assert {name.replace("_backward", "") for name in backwards} < OPERATORS.keys()
 
 
 def test_without_a_library_it_says_why(monkeypatch):
@@ -35,7 +48,8 @@ def test_with_a_library_it_names_file_and_compiler(monkeypatch):
     assert "_C.abi3.so" in text
     assert "gpus" not in text
     assert "by g++ 99 for riscv64 against torch 2.11.0" in text
-    assert "ms_deform_attn  cpu   compiled kernel" in text
+    for op in OPERATORS:
+        assert f"{op:16} cpu   compiled kernel" in text
     monkeypatch.setattr(_extension, "build_info", dict)
     assert "unknown compiler" in report()
 

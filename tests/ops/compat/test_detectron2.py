@@ -153,18 +153,6 @@ def test_every_mask_gets_points_of_its_own():
     assert points[0, :20, 0].max() < 0.5 < points[1, :20, 0].min()
 
 
-def test_where_their_order_does_not_matter_the_same_points_are_chosen():
-    logits = torch.randn(3, 1, 9, 9, generator=generator(3))
-    chosen = []
-    for ordered in (True, False):
-        torch.manual_seed(0)
-        points = get_uncertain_point_coords_with_randomness(
-            logits, uncertainty, 400, 3.0, 0.75, ordered=ordered
-        )
-        chosen.append([sorted(map(tuple, own[:300].tolist())) for own in points])
-    assert chosen[0] == chosen[1]
-
-
 @pytest.mark.parametrize("n", [0, 2])
 @pytest.mark.parametrize("dtype", HALF)
 def test_points_of_half_logits_are_float32_and_nothing_is_kept_for_a_gradient(dtype, n):
