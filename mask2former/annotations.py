@@ -74,7 +74,7 @@ class Annotation:
             the same, or nothing.
         """
         if self.ignored is None:
-            return points.new_ones(points.shape[:2])
+            return points.new_ones(()).expand(points.shape[:2])
         if len(self.ignored) == 1:  # which may be sampled at many sets of points, as one
             sampled = _sample_masks(self.ignored, points.flatten(0, 1)[None])
             return (sampled == 0).to(points.dtype).view(points.shape[:2])

@@ -1,139 +1,98 @@
-"""A linear layer of something wide, which never exists as a whole when a processor trains."""
+"""What is wide inside of a layer is computed in parts on a processor, some rows after the others,
+in both directions; where rows have few channels the backward pass computes it again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-from mask2former.gradient_checkpointing import recomputed
+from torch.nn.modules.module import _has_any_global_hook
 
 # Elements of the wide inside that are computed at once, so that they stay in a processor's cache.
 PART = 1 << 20
 # But so many rows that a matrix product is worth the weights that it reads.
 LEAST_ROWS = 1024
+# Of rows of so many channels the inside is kept after all: the more channels a row has, the longer
+# it takes to compute a number of its inside again, which takes the same memory.
+KEPT_CHANNELS = 384
+PLAIN = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.GroupNorm)
 
 
-def linear_in_parts(
-    inside: Callable[..., Tensor],
-    linear: nn.Linear,
-    layers: Sequence[nn.Linear | nn.LayerNorm],
-    inputs: Sequence[Tensor | None],
-    *,
-    shared: Sequence[Tensor] = (),
-    width: int,
-    random: bool,
-) -> Tensor:
-    """`linear(inside(*inputs, *shared, *layers))`; the backward pass keeps inputs and shared only.
+def rows_at_once(width: int) -> int:
+    """Rows of a part whose inside is `width` elements wide."""
+    return max(PART // width, LEAST_ROWS)
 
-    It computes the rest again. On a processor some items come after the others, in both directions,
-    and the gradients of all weights are sums over these parts. Layers that somebody replaced,
-    parametrised or hung hooks on are called as a whole.
 
-    Args:
-        inside: gives an item for each item of the inputs (items, ..., C), by itself.
-        linear: with a bias.
-        layers: all that `inside` calls and have weights.
-        inputs: of as many items, or None; gradients go to the first only.
-        shared: other tensors that `inside` uses and may want gradients.
-        width: elements that `inside` takes for each row that `linear` multiplies.
-        random: `inside` draws random numbers, which must be the same in the second run.
+def goes_in_parts(x: Tensor, layers: Sequence[nn.Module]) -> bool:
+    """Whether these layers of `x` are computed in parts, by operations of our own.
+
+    Only on a processor, and not where somebody replaced a layer, parametrised it or hung hooks on
+    it, nor where operations are recorded or take place in half precision.
     """
+    full = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    here = x.device.type == "cpu" and full and not is_recorded()
+    return here and not _has_any_global_hook() and all(map(_is_plain, layers))
 
-    def whole(*inputs: Tensor | None) -> Tensor:
-        return linear(inside(*inputs, *shared, *layers))
 
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return whole(*inputs)
-    on_cpu = inputs[0].device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    if random or not on_cpu or not all(map(_is_plain, [linear, *layers])):
-        return recomputed(whole, *inputs)
-    length = -(-max(PART // width, LEAST_ROWS) // inputs[0].shape[1:-1].numel())
-    weights = [weight for layer in layers for weight in (layer.weight, layer.bias)]
-    tensors = [*inputs, linear.weight, linear.bias, *shared, *weights]
-    return _LinearInParts.apply(inside, layers, length, len(inputs), *tensors)
+def is_recorded() -> bool:
+    """Whether operations are compiled, exported or traced, and must not depend on numbers."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether calling it does nothing but its formula."""
     hooks = layer._forward_hooks, layer._forward_pre_hooks
     hooks += layer._backward_hooks, layer._backward_pre_hooks
-    return type(layer) in (nn.Linear, nn.LayerNorm) and not any(hooks)
+    return type(layer) in PLAIN and "forward" not in vars(layer) and not any(hooks)
 
 
-class _LinearInParts(torch.autograd.Function):
-    """Of its tensors, `count` are the inputs, two the last layer's, and the rest for `inside`.
+class NormInParts:
+    """A layer norm of one part after the other; sums up the gradients of its weights."""
 
-    `inside` gets layers that have those very tensors as weights: a module's own would count twice
-    for a hook on a parameter, here and where the sum over the parts arrives.
-    """
+    def __init__(self, scale: Tensor | None, shift: Tensor | None, eps: float) -> None:
+        self.weights, self.eps = (scale, shift), eps
+        self.gradients = [None if x is None else torch.zeros_like(x) for x in self.weights]
 
-    @staticmethod
-    def forward(
-        ctx: Any, inside: Callable, layers: Sequence, length: int, count: int, *tensors: Tensor
-    ) -> Tensor:
-        ctx.inside, ctx.layers, ctx.length, ctx.count = inside, layers, length, count
-        ctx.save_for_backward(*tensors)
-        inputs, (weight, bias, *rest) = tensors[:count], tensors[count:]
-        out = inputs[0].new_empty(*inputs[0].shape[:-1], len(weight))
-        for part in _parts(len(out), length):
-            wide = inside(*_taken(inputs, part), *_used(rest, layers)).flatten(0, -2)
-            torch.addmm(bias, wide, weight.T, out=out[part].flatten(0, -2))
-        return out
+    def normalise(self, x: Tensor) -> Tensor:
+        """(..., C), normalised."""
+        return F.layer_norm(x, x.shape[-1:], *self.weights, self.eps)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        count, tensors, wanted = ctx.count, ctx.saved_tensors, ctx.needs_input_grad[4:]
-        (first, *others), weight, rest = tensors[:count], tensors[count], tensors[count + 2 :]
-        rest = [
-            None if x is None else x.detach().requires_grad_(trained)
-            for x, trained in zip(rest, wanted[count + 2 :], strict=True)
-        ]
-        used = _used(rest, ctx.layers)
-        trained = [x for x in rest if x is not None and x.requires_grad]
-        totals = [torch.zeros_like(x) for x in trained]
-        grad_first, grad_weight = torch.empty_like(first), torch.zeros_like(weight)
-        grad = grad.contiguous()
-        for part in _parts(len(grad), ctx.length):
-            with torch.enable_grad():
-                taken = first[part].detach().requires_grad_()
-                wide = ctx.inside(taken, *_taken(others, part), *used)
-            grad_part = grad[part].flatten(0, -2)
-            grad_weight.addmm_(grad_part.T, wide.detach().flatten(0, -2))
-            grad_wide = (grad_part @ weight).view_as(wide)
-            grad_first[part], *of_part = torch.autograd.grad(wide, [taken, *trained], grad_wide)
-            for total, addend in zip(totals, of_part, strict=True):
+    def normalise_again(self, x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """The same, and what `differentiate` needs."""
+        normed, *statistics = torch.native_layer_norm(x, x.shape[-1:], *self.weights, self.eps)
+        return normed, statistics
+
+    def differentiate(self, grad: Tensor, x: Tensor, statistics: Sequence[Tensor]) -> Tensor:
+        """The gradient of `x` from that of the normalised."""
+        wanted = [True, *(x is not None for x in self.weights)]
+        grad_x, *found = torch.ops.aten.native_layer_norm_backward(
+            grad, x, x.shape[-1:], *statistics, *self.weights, wanted
+        )
+        for total, addend in zip(self.gradients, found, strict=True):
+            if total is not None:
                 total += addend
-        found = iter(totals)
-        of_rest = [next(found) if x is not None and x.requires_grad else None for x in rest]
-        unsplit = [None] * (count - 1)
-        grad_bias = grad.flatten(0, -2).sum(0)
-        return *[None] * 4, grad_first, *unsplit, grad_weight, grad_bias, *of_rest
+        return grad_x
 
 
-def _parts(whole: int, length: int) -> Iterator[slice]:
-    return (slice(start, start + length) for start in range(0, whole, length))
+class SumOfProducts:
+    """The gradient of a weight matrix, a product for each part."""
 
+    def __init__(self, weight: Tensor, wanted: bool) -> None:
+        self.weight, self.wanted, self.total = weight, wanted, None
 
-def _taken(inputs: Sequence[Tensor | None], part: slice) -> list[Tensor | None]:
-    return [None if x is None else x[part] for x in inputs]
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Adds `a @ b`."""
+        if not self.wanted:
+            return
+        if self.total is None:
+            self.total = torch.mm(a, b)
+        else:
+            self.total.addmm_(a, b)
 
-
-def _used(tensors: Sequence[Tensor | None], layers: Sequence[nn.Module]) -> list[Any]:
-    """The shared tensors, then the layers with the weights and biases that follow them."""
-    split = len(tensors) - 2 * len(layers)
-    weights, biases = tensors[split::2], tensors[split + 1 :: 2]
-    return [*tensors[:split], *map(_with_weights, layers, weights, biases)]
-
-
-def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> Callable:
-    if isinstance(layer, nn.Linear):
-        return partial(F.linear, weight=weight, bias=bias)
-    shape = layer.normalized_shape
-    return partial(F.layer_norm, normalized_shape=shape, weight=weight, bias=bias, eps=layer.eps)
+    def result(self) -> Tensor | None:
+        """The gradient, None if nobody wants it."""
+        if self.wanted and self.total is None:
+            return torch.zeros_like(self.weight)
+        return self.total

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,8 +12,7 @@ from mask2former.configuration import Mask2FormerConfig
 from mask2former.gradient_checkpointing import recomputed
 from mask2former.matcher import Matches, match
 from mask2former.precision import full_precision
-from mask2former_ops import point_sample
-from mask2former_ops.compat.detectron2 import get_uncertain_point_coords_with_randomness
+from mask2former_ops import point_sample, uncertain_points
 
 CERTAIN = 1e4  # a logit so far from zero that no point is drawn there for being unsure
 
@@ -94,91 +91,79 @@ def mask_losses(
 ) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy and dice of the matched queries' masks, (L,) of L predictions.
 
-    Only the matched queries' masks are built, those of one image at a time with gradients, and they
-    are not kept for the backward pass. Points are drawn for each mask by itself, most of them where
-    the prediction is unsure; of these, points that touch ignored pixels do not count.
+    Only the matched queries' masks are built, those of one image at a time. Points are drawn for
+    each mask by itself, most of them where the prediction is unsure; of these, points that touch
+    ignored pixels do not count.
     """
-    device, layers = mask_features.device, len(matches)
-    features = mask_features.unbind()
-    matches = [[[index.to(device) for index in pair] for pair in images] for images in matches]
-    embeddings = [
-        torch.stack([mask_embeddings[layer, i, matches[layer][i][0]] for layer in range(layers)])
-        for i in range(len(features))
-    ]
-    drawn = [
-        _draw_points(
-            [matched[layer] for matched in embeddings],
-            features,
-            [a.chosen(targets) for a, (_, targets) in zip(annotations, images, strict=True)],
-            config,
-        )
-        for layer, images in enumerate(matches)
-    ]
     bce = dice = 0
-    for i, matched in enumerate(embeddings):
-        sets = (torch.cat(parts) for parts in zip(*(images[i] for images in drawn), strict=True))
-        each = recomputed(_point_losses, matched.flatten(0, 1), features[i], *sets)
-        bce_sums, dice_sums = (loss.view(matched.shape[:2]).sum(1) for loss in each)
-        bce, dice = bce + bce_sums, dice + dice_sums
+    for i, (annotation, features) in enumerate(zip(annotations, mask_features, strict=True)):
+        queries, targets = _by_targets([images[i] for images in matches], features.device)
+        layers = torch.arange(len(matches), device=features.device)
+        embeddings = mask_embeddings[layers, i, queries]
+        if len(targets) == len(annotation.labels):
+            of_image = _image_losses(embeddings, features, annotation, config)
+        else:  # each prediction leaves others out
+            one_by_one = zip(embeddings.split(1, 1), targets.unbind(1), strict=True)
+            of_image = torch.cat(
+                [_image_losses(e, features, annotation.chosen(t), config) for e, t in one_by_one], 1
+            )
+        bce, dice = bce + of_image[0], dice + of_image[1]
     return bce / num_masks, dice / num_masks
 
 
-def _point_losses(
-    embeddings: Tensor, features: Tensor, points: Tensor, labels: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy and dice (M,) of masks of an image, each at points (M, P, 2) of its own.
+def _by_targets(matches: Matches, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Queries and targets of the predictions of an image, (T, L), in the order of the targets.
+
+    So all predictions of an annotated mask are neighbours, and it is sampled once for all of them.
+    """
+    queries, targets = (torch.stack(indices) for indices in zip(*matches, strict=True))
+    order = targets.argsort(1)
+    return queries.gather(1, order).T.to(device), targets.gather(1, order).T.to(device)
+
+
+def _image_losses(
+    embeddings: Tensor, features: Tensor, annotation: Annotation, config: Mask2FormerConfig
+) -> Tensor:
+    """Binary cross-entropy and dice of L predictions, (2, L), each mask at points of its own.
 
     Args:
-        embeddings: (M, C).
+        embeddings: (T, L, C), those of each annotated mask.
         features: (C, H, W).
-        labels, weights: (M, P).
+        annotation: of T masks.
     """
-    logits = torch.einsum("mc,chw->mhw", embeddings, features)
+    masks, predictions, _ = embeddings.shape
+    logits = (embeddings.flatten(0, 1) @ features.flatten(1)).unflatten(1, features.shape[1:])
+    points = uncertain_points(
+        _without_ignored(logits.detach(), annotation),
+        config.train_num_points,
+        config.oversample_ratio,
+        config.importance_sample_ratio,
+    )
     sampled = point_sample(logits[:, None], points)[:, 0]
-    bce = F.binary_cross_entropy_with_logits(sampled, labels, weights, reduction="none").sum(-1)
+    # All points of an annotated mask at once.
+    together = points.view(masks, predictions * points.shape[1], 2)
+    labels, weights = annotation.sample(together), annotation.weights(together)
+    each = recomputed(_point_losses, sampled, labels.view_as(sampled), weights.view_as(sampled))
+    return torch.stack([loss.view(masks, predictions).sum(0) for loss in each])
+
+
+def _point_losses(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy and dice (M,) at points, all (M, P)."""
+    bce = F.binary_cross_entropy_with_logits(logits, labels, weights, reduction="none").sum(-1)
     bce = bce / weights.sum(-1).clamp(min=1)
-    probabilities, labels = sampled.sigmoid() * weights, labels * weights
+    probabilities, labels = logits.sigmoid() * weights, labels * weights
     overlap = (probabilities * labels).sum(-1)
     return bce, 1 - (2 * overlap + 1) / (probabilities.sum(-1) + labels.sum(-1) + 1)
 
 
-@torch.no_grad()
-def _draw_points(
-    embeddings: list[Tensor],
-    features: Sequence[Tensor],
-    matched: list[Annotation],
-    config: Mask2FormerConfig,
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """For one prediction, per image: points (M, P, 2), their labels and their weights (M, P).
-
-    Args:
-        embeddings: per image those of the matched queries, (M, C).
-        features: per image (C, H, W).
-        matched: per image the annotations that the queries are matched to.
-    """
-    logits = [
-        torch.einsum("mc,chw->mhw", *pair)[:, None]
-        for pair in zip(embeddings, features, strict=True)
-    ]
-    points = get_uncertain_point_coords_with_randomness(
-        torch.cat([_without_ignored(*pair) for pair in zip(logits, matched, strict=True)]),
-        lambda sampled: -sampled.abs(),
-        config.train_num_points,
-        config.oversample_ratio,
-        config.importance_sample_ratio,
-        ordered=False,
-    )
-    per_image = points.split([len(part) for part in logits])
-    return [(own, a.sample(own), a.weights(own)) for a, own in zip(matched, per_image, strict=True)]
-
-
 def _without_ignored(logits: Tensor, annotation: Annotation) -> Tensor:
-    """Logits (M, 1, H, W) in which no cell that is ignored seems unsure."""
+    """Logits (M, H, W) in which no cell that is ignored seems unsure."""
     if annotation.ignored is None:
         return logits
     ignored = annotation.ignored[:, None].to(torch.uint8)
-    cells = F.interpolate(ignored, logits.shape[-2:], mode="nearest-exact")
-    return logits.masked_fill(cells.bool(), CERTAIN)
+    cells = F.interpolate(ignored, logits.shape[-2:], mode="nearest-exact")[:, 0].bool()
+    cells = cells.repeat_interleave(len(logits) // max(1, len(cells)), 0)
+    return logits.masked_fill(cells, CERTAIN)
 
 
 def average_counts(

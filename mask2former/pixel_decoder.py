@@ -3,6 +3,7 @@ feature map (Cheng et al. 2022, section 3.2.1 and appendix)."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from mask2former.configuration import Mask2FormerConfig
 from mask2former.feed_forward import feed_forward
 from mask2former.gradient_checkpointing import LayerStack, recomputed
+from mask2former.in_parts import goes_in_parts
 from mask2former.padding import cell_mask, group_norm, resize, without_padding
 from mask2former.position import sine_position_embedding
 from mask2former.precision import full_precision
@@ -59,16 +61,20 @@ class EncoderLayer(nn.Module):
         level_start_index: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        levels = spatial_shapes, level_start_index, padding
-        x = self._attend(x, position, reference_points, *levels)
-        return self.final_norm(x + self._feed_forward(x))
-
-    def _attend(self, x: Tensor, position: Tensor, reference: Tensor, *levels) -> Tensor:
-        attended = self.self_attn(x + position, reference, x, *levels)
-        return self.self_attn_norm(x + self.dropout(attended))
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(feed_forward(x, self.fc1, F.relu, self.fc2, dropout=self.dropout))
+        attended = self.self_attn(
+            x + position, reference_points, x, spatial_shapes, level_start_index, padding
+        )
+        x = feed_forward(
+            x + self.dropout(attended),
+            self.self_attn_norm,
+            self.fc1,
+            F.relu,
+            self.fc2,
+            normed_residual=True,
+            inner_dropout=self.dropout,
+            dropout=self.dropout,
+        )
+        return self.final_norm(x)
 
 
 def reference_points(valid: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -179,12 +185,26 @@ class PixelDecoder(LayerStack):
             for projection, x in zip(self.input_projections, coarse, strict=True)
         ]
         levels, valid = self._encode(levels, pixel_mask)
-        finest = levels[-1]
+        # One image at a time on a processor, whose allocator asks the system anew for all that is
+        # larger than 32 MiB.
+        pairs = *self.lateral_convs, *self.output_convs, [self.mask_projection]
+        in_parts = goes_in_parts(features[0], [layer for pair in pairs for layer in pair])
+        size = 1 if in_parts else len(features[0])
+        parts = zip(*(x.split(size) for x in (levels[-1], *features)), strict=True)
+        masks = itertools.repeat(None) if pixel_mask is None else pixel_mask.split(size)
+        mask_features = [
+            self._climb(finest, fine, mask)
+            for (finest, *fine), mask in zip(parts, masks, strict=False)
+        ]
+        return PixelDecoderOutput(levels, valid, torch.cat(mask_features), pixel_mask)
+
+    def _climb(self, finest: Tensor, features: list[Tensor], pixel_mask: Tensor | None) -> Tensor:
+        """From the finest level to the mask features, by an FPN over the finer feature maps."""
         for index in reversed(range(self.num_fpn_levels)):
             convolution = self.lateral_convs[index]
             merged = recomputed(_merge, convolution, features[index], finest, pixel_mask)
             finest = _apply(self.output_convs[index], merged, pixel_mask).relu_()
-        return PixelDecoderOutput(levels, valid, self.mask_projection(finest), pixel_mask)
+        return self.mask_projection(finest)
 
     def _encode(
         self, levels: list[Tensor], pixel_mask: Tensor | None

@@ -11,8 +11,10 @@ from mask2former import (
     Mask2FormerForUniversalSegmentation,
     ResNetConfig,
     SwinConfig,
+    loss,
 )
 from mask2former.backbones import make_backbone
+from mask2former_ops import reference
 
 
 def transformers_model(backbone: str, backbone_options: dict | None = None, **options):
@@ -66,16 +68,30 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 @contextlib.contextmanager
 def same_points():
-    """Within it `torch.rand` depends on the shape alone, whoever calls it and in whatever order."""
+    """Within it all masks get the same candidates, whoever draws them and in whatever order.
+
+    `torch.rand` depends on all sizes but the first alone, and the loss draws its points by it.
+    """
 
     def rand(*shape, dtype=None, device=None, **_):
         shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        seed = sum((position + 7) * extent for position, extent in enumerate(shape))
+        seed = sum((position + 7) * extent for position, extent in enumerate(shape[1:]))
         generator = torch.Generator().manual_seed(seed)
-        return original(shape, generator=generator, dtype=dtype).to(device)
+        return (
+            original(1, *shape[1:], generator=generator, dtype=dtype)
+            .repeat(shape[0], *[1] * len(shape[1:]))
+            .to(device)
+        )
+
+    def points(logits, count, *ratios):
+        counts = reference.uncertain_counts(count, *ratios)
+        return reference.uncertain_points(logits[:, None], lambda x: -x.abs(), *counts, count)
 
     original = torch.rand
-    with mock.patch.object(torch, "rand", rand):
+    with (
+        mock.patch.object(torch, "rand", rand),
+        mock.patch.object(loss, "uncertain_points", points),
+    ):
         yield
 
 

@@ -1,123 +1,101 @@
-"""A linear layer in parts: results and gradients are those of the whole at once."""
+"""When layers are computed in parts, and the norm of the parts."""
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from mask2former import in_parts
-from mask2former.in_parts import linear_in_parts
+from mask2former.in_parts import NormInParts, SumOfProducts, goes_in_parts, rows_at_once
 
 # Largest error measured, relative to the largest entry: 4e-16.
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
-WIDTH = 7
 
 
-@pytest.fixture(autouse=True)
-def parts_of_two_items(monkeypatch):
-    monkeypatch.setattr(in_parts, "PART", 6 * WIDTH)
-    monkeypatch.setattr(in_parts, "LEAST_ROWS", 1)
+def test_a_part_has_enough_rows_for_a_matrix_product(monkeypatch):
+    monkeypatch.setattr(in_parts, "PART", 1000)
+    monkeypatch.setattr(in_parts, "LEAST_ROWS", 10)
+    assert rows_at_once(10) == 100
+    assert rows_at_once(100) == rows_at_once(1000) == 10
 
 
-class Mixing(nn.Module):
-    """Items of three rows, which mix with each other, and a number for each item."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.wide = nn.Linear(4, WIDTH)
-        self.linear = nn.Linear(WIDTH, 5)
-        self.scale = nn.Parameter(torch.randn(3, 1))
-        self.lengths = []
-        self.double()
-
-    def inside(self, x, number, _, scale, wide):
-        self.lengths.append(len(x))
-        wide = wide(x)
-        return torch.sin(wide * scale + wide.mean(1, keepdim=True) * number[:, None, None])
-
-    def forward(self, x, number, random=False):
-        options = {"shared": [self.scale], "width": WIDTH, "random": random}
-        inputs = [x, number, None]
-        return linear_in_parts(self.inside, self.linear, [self.wide], inputs, **options)
-
-    def plain(self, x, number):
-        return self.linear(self.inside(x, number, None, self.scale, self.wide))
+def test_plain_layers_of_numbers_on_a_processor_go_in_parts():
+    layers = [nn.Linear(3, 3), nn.LayerNorm(3)]
+    assert goes_in_parts(torch.zeros(2, 3), layers)
+    assert goes_in_parts(torch.zeros(2, 3).double(), layers)
+    assert not goes_in_parts(torch.zeros(2, 3).bfloat16(), layers)
+    assert not goes_in_parts(torch.zeros(2, 3, device="meta"), layers)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not goes_in_parts(torch.zeros(2, 3), layers)
 
 
-def gradients(model, function, items=5):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(items, 3, 4, generator=generator, dtype=torch.float64).requires_grad_()
-    number = torch.randn(items, generator=generator, dtype=torch.float64)
-    out = function(x, number)
-    wanted = [x, *(p for p in model.parameters() if p.requires_grad)]
-    return out.detach(), torch.autograd.grad(out.square().sum(), wanted)
-
-
-@pytest.mark.parametrize("frozen", ["", "wide.weight", "scale", "linear"])
-def test_results_and_gradients_are_those_of_the_whole(frozen):
-    model = Mixing()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not frozen or not name.startswith(frozen))
-    actual, expected = gradients(model, model), gradients(model, model.plain)
-    torch.testing.assert_close(actual, expected, **TOLERANCE)
-    assert model.lengths == [2, 2, 1] * 2 + [5]  # forward and backward in parts
-
-
-def test_a_hook_on_a_parameter_is_applied_once():
-    model = Mixing()
-    _, (_, *before) = gradients(model, model)
-    for parameter in model.parameters():
-        parameter.register_hook(lambda gradient: gradient / 2)
-    _, (_, *after) = gradients(model, model)
-    torch.testing.assert_close(after, [gradient / 2 for gradient in before], **TOLERANCE)
-
-
-def test_a_layer_that_is_more_than_its_formula_is_called():
+def test_layers_that_are_more_than_their_formula_do_not():
     class Doubled(nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)
 
-    model = Mixing()
-    expected = gradients(model, model)
-    for name in ("wide", "linear"):
-        layer = getattr(model, name)
-        seen = []
-        handle = layer.register_forward_hook(lambda _, __, out, seen=seen: seen.append(len(out)))
-        torch.testing.assert_close(gradients(model, model), expected, **TOLERANCE)
-        assert set(seen) == {5}  # items, not those of a part
+    x, norm = torch.zeros(2, 3), nn.LayerNorm(3)
+    assert not goes_in_parts(x, [norm, Doubled(3, 3)])
+    assert not goes_in_parts(x, [norm, parametrizations.weight_norm(nn.Linear(3, 3))])
+    linear = nn.Linear(3, 3)
+    for register in (
+        linear.register_forward_hook,
+        linear.register_forward_pre_hook,
+        linear.register_full_backward_hook,
+    ):
+        handle = register(lambda *_: None)
+        assert not goes_in_parts(x, [norm, linear])
         handle.remove()
-        layer.__class__ = Doubled
-        actual = gradients(model, model)
-        layer.__class__ = nn.Linear
-        assert not torch.allclose(actual[0], expected[0])
+        assert goes_in_parts(x, [norm, linear])
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not goes_in_parts(x, [norm, linear])
+    handle.remove()
+    linear.forward = lambda x: x  # as offloading does it
+    assert not goes_in_parts(x, [norm, linear])
 
 
-def test_a_part_has_enough_rows_for_a_matrix_product(monkeypatch):
-    monkeypatch.setattr(in_parts, "LEAST_ROWS", 10)
-    model = Mixing()
-    gradients(model, model)
-    assert model.lengths == [4, 1] * 2  # of three rows each
+def test_what_is_compiled_does_not():
+    seen = []
+
+    @torch.compile(backend="eager")
+    def compiled(x):
+        seen.append(goes_in_parts(x, []))
+        return x + 1
+
+    compiled(torch.zeros(2))
+    assert seen == [False]
 
 
-def test_no_items_have_zero_gradients():
-    model = Mixing()
-    out, (_, *of_weights) = gradients(model, model, items=0)
-    assert out.shape == (0, 3, 5)
-    assert not any(gradient.any() for gradient in of_weights)
-
-
-def test_a_weight_that_changed_before_the_backward_pass_is_noticed():
-    model = Mixing()
-    x = torch.randn(5, 3, 4, dtype=torch.float64).requires_grad_()
-    out = model(x, torch.zeros(5, dtype=torch.float64))
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_norm_of_two_parts_has_the_gradients_of_the_whole(affine):
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(5, elementwise_affine=affine, eps=0.1).double()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x, grad = torch.randn(7, 5).double().requires_grad_(), torch.randn(7, 5).double()
+    expected = torch.autograd.grad(norm(x), [x, *norm.parameters()], grad)
+    parts = NormInParts(norm.weight, norm.bias, norm.eps)
+    found = []
     with torch.no_grad():
-        model.wide.weight.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.sum().backward()
+        for rows in (slice(3), slice(3, 7)):
+            normed, statistics = parts.normalise_again(x[rows])
+            assert torch.equal(normed, parts.normalise(x[rows]))
+            torch.testing.assert_close(normed, norm(x)[rows], **TOLERANCE)
+            found.append(parts.differentiate(grad[rows], x[rows], statistics))
+    gradients = [x for x in parts.gradients if x is not None]
+    torch.testing.assert_close([torch.cat(found), *gradients], list(expected), **TOLERANCE)
 
 
-def test_without_gradients_all_is_done_at_once():
-    model = Mixing()
-    with torch.no_grad():
-        model(torch.zeros(5, 3, 4).double(), torch.zeros(5).double())
-    assert model.lengths == [5]
+def test_products_are_summed_up_for_those_who_want_them():
+    torch.manual_seed(0)
+    weight, (a, b) = torch.zeros(3, 4), (torch.randn(2, 3, 5), torch.randn(2, 5, 4))
+    for wanted in (True, False):
+        total = SumOfProducts(weight, wanted)
+        nothing = total.result()
+        assert nothing is None if not wanted else torch.equal(nothing, weight)
+        for pair in zip(a, b, strict=True):
+            total.add(*pair)
+        if wanted:
+            torch.testing.assert_close(total.result(), (a @ b).sum(0))
+        else:
+            assert total.result() is None

@@ -7,8 +7,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mask2former import loss
 from mask2former.annotations import IGNORED, VOID, Annotation, make_annotations
 from mask2former.loss import average_counts, class_loss, mask_losses, segmentation_losses
+from mask2former_ops import uncertain_points
 from tests.reference import make_labels, randomise, relative_error, same_points, tiny_model
 
 
@@ -119,9 +121,12 @@ def test_each_weight_of_the_configuration_scales_its_loss_alone():
 
 
 def test_points_are_drawn_as_the_configuration_says(monkeypatch):
-    drawn = []
-    original = torch.rand
-    monkeypatch.setattr(torch, "rand", lambda *s, **k: drawn.append(s[1]) or original(*s, **k))
+    drawn, asked = [], []
+    of_matching, of_loss = torch.rand, loss.uncertain_points
+    monkeypatch.setattr(torch, "rand", lambda *s, **k: drawn.append(s[1]) or of_matching(*s, **k))
+    monkeypatch.setattr(
+        loss, "uncertain_points", lambda x, *a: asked.append((len(x), *a)) or of_loss(x, *a)
+    )
     model = tiny_model(
         train_num_points=40,
         oversample_ratio=2.5,
@@ -130,7 +135,8 @@ def test_points_are_drawn_as_the_configuration_says(monkeypatch):
     )
     masks, classes = make_labels(0, [2], (64, 64), 3)
     model(pixels(1), mask_labels=masks, class_labels=classes)
-    assert drawn == [40, 100, 30]  # for matching; candidates, and points at random, for the loss
+    assert drawn[0] == 40  # for matching
+    assert asked == [(2, 40, 2.5, 0.25)]
 
 
 # ---- against the plain formulation ---------------------------------------------------------------
@@ -332,15 +338,15 @@ def test_mask_losses_are_those_of_the_points_that_count():
     ignored[0, :, 8:] = ignored[1, 12:] = True
     bce, dice = losses_of(features, Annotation(masks[0], classes[0], ignored), config)
     torch.manual_seed(2)
-    torch.rand(2, 150, 2, dtype=torch.float64)  # candidates, of which none is chosen
-    points = torch.rand(2, 50, 2, dtype=torch.float64)
+    # None is chosen for what the mask is there. The first points are those of the first target.
+    points = uncertain_points(torch.zeros(2, 8, 8, dtype=torch.float64), 50, 3.0, 0.0)
 
     def at(map_, place):
         grid = (2 * place - 1)[None, None]
         return F.grid_sample(map_[None, None].double(), grid, align_corners=False)[0, 0, 0]
 
     expected_bce, expected_dice = 0, 0
-    for query, target, place in ((0, 1, points[0]), (3, 0, points[1])):
+    for query, target, place in ((0, 1, points[1]), (3, 0, points[0])):
         counts = at(ignored[target], place) == 0
         assert 10 < counts.sum() < 50
         x = at(torch.einsum("c,chw->hw", embeddings[0, query], features[0]), place)[counts]
@@ -362,7 +368,8 @@ def test_nothing_ignored_is_the_loss_without_a_mask():
 
 def test_predictions_under_ignored_pixels_have_no_loss_and_draw_no_points(monkeypatch):
     """Unsure as they are, they must not take the points away from the image."""
-    config = tiny_model(train_num_points=40, importance_sample_ratio=1.0).config
+    options = {"train_num_points": 40, "importance_sample_ratio": 1.0, "oversample_ratio": 6.0}
+    config = tiny_model(**options).config
     (_, features), (masks, classes) = random_prediction(), make_labels(0, [2], (16, 16), 3)
     ignored = torch.zeros(1, 16, 16, dtype=torch.bool)
     ignored[..., 8:] = True
@@ -376,7 +383,7 @@ def test_predictions_under_ignored_pixels_have_no_loss_and_draw_no_points(monkey
     bce, dice = losses_of(features, Annotation(masks[0], classes[0], ignored), config)
     (bce + dice).backward()
     assert features.grad[..., 4:].abs().max() == 0
-    # Half of the 120 candidates for each mask lie in the ignored half.
+    # Half of the 240 candidates for each mask lie in the ignored half.
     assert torch.equal(counted[0], torch.ones(2, 40, dtype=torch.float64))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mask2former import Mask2FormerConfig
+from mask2former import Mask2FormerConfig, matcher
 from mask2former.annotations import Annotation
 from mask2former.matcher import REPELLENT_COST, match, matching_costs
 from mask2former_ops import point_sample
@@ -33,11 +33,13 @@ def problem(seed, layers=3, batch=2, queries=5, size=(6, 7), counts=(3, 2)):
 def test_cost_is_the_papers_pair_by_pair():
     generator = torch.Generator().manual_seed(0)
     class_logits = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
-    points = torch.randn(2, 3, 40, generator=generator, dtype=torch.float64)
+    embeddings = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
+    features = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    points = embeddings @ features.T
     truth = (torch.rand(4, 40, generator=generator) > 0.5).double()
     labels = torch.tensor([0, 3, 3, 1])
     weights = torch.ones(1, 40, dtype=torch.float64)
-    cost = matching_costs(class_logits, points, labels, truth, weights, CONFIG)
+    cost = matching_costs(class_logits, embeddings, features, labels, truth, weights, CONFIG)
     for layer, query, target in itertools.product(range(2), range(3), range(4)):
         x, t = points[layer, query], truth[target]
         probability = class_logits[layer, query].softmax(-1)[labels[target]]
@@ -53,10 +55,10 @@ def test_assignment_is_the_cheapest_of_all():
     (((queries, targets),),) = match(class_logits, embeddings, features, annotations, CONFIG)
     torch.manual_seed(1)  # the same points again
     points = torch.rand(1, CONFIG.train_num_points, 2, dtype=torch.float64)
-    logits = torch.einsum("qc,chw->qhw", embeddings[0, 0], features[0])
     cost = matching_costs(
         class_logits[:, 0],
-        point_sample(logits[None], points),
+        embeddings[:, 0],
+        point_sample(features, points)[0].T,
         annotations[0].labels,
         annotations[0].sample(points),
         torch.ones(1, CONFIG.train_num_points, dtype=torch.float64),
@@ -92,9 +94,9 @@ def test_nan_and_inf_never_attract(bad):
 
 
 def test_non_finite_costs_are_repellent_but_solvable():
-    nan = torch.full((1, 3, 10), float("nan"))
+    nan, features = torch.full((1, 3, 2), float("nan")), torch.ones(10, 2)
     labels, truth, weights = torch.tensor([0]), torch.zeros(1, 10), torch.ones(1, 10)
-    cost = matching_costs(torch.zeros(1, 3, 5), nan, labels, truth, weights, CONFIG)
+    cost = matching_costs(torch.zeros(1, 3, 5), nan, features, labels, truth, weights, CONFIG)
     assert (cost == REPELLENT_COST).all()
 
 
@@ -102,14 +104,15 @@ def test_non_finite_costs_are_repellent_but_solvable():
 def test_points_without_weight_are_as_if_they_had_not_been_drawn(shared):
     generator = torch.Generator().manual_seed(0)
     class_logits = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
-    points = torch.randn(2, 3, 40, generator=generator, dtype=torch.float64)
+    embeddings = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
+    features = torch.randn(40, 6, generator=generator, dtype=torch.float64)
     truth = torch.rand(4, 40, generator=generator, dtype=torch.float64)
     weights = (torch.rand(1 if shared else 4, 40, generator=generator) > 0.5).double()
     labels = torch.tensor([0, 3, 3, 1])
-    cost = matching_costs(class_logits, points, labels, truth, weights, CONFIG)
+    cost = matching_costs(class_logits, embeddings, features, labels, truth, weights, CONFIG)
     for target in range(4):
         counts = weights.expand(4, -1)[target] == 1
-        left = [points[..., counts], labels[target, None], truth[target, None][:, counts]]
+        left = [embeddings, features[counts], labels[target, None], truth[target, None][:, counts]]
         alone = matching_costs(class_logits, *left, weights.new_ones(1, counts.sum()), CONFIG)
         assert torch.allclose(cost[..., target], alone[..., 0], rtol=1e-12)
 
@@ -117,7 +120,8 @@ def test_points_without_weight_are_as_if_they_had_not_been_drawn(shared):
 def test_an_annotation_of_which_nothing_counts_costs_what_its_class_costs():
     class_logits, labels = torch.randn(1, 3, 5), torch.tensor([2])
     truth, weights = torch.ones(1, 10), torch.zeros(1, 10)
-    cost = matching_costs(class_logits, torch.randn(1, 3, 10), labels, truth, weights, CONFIG)
+    masks = torch.randn(1, 3, 2), torch.randn(10, 2)
+    cost = matching_costs(class_logits, *masks, labels, truth, weights, CONFIG)
     assert torch.allclose(cost, -2 * class_logits.softmax(-1)[..., 2:3])
 
 
@@ -139,3 +143,25 @@ def test_ignored_pixels_do_not_change_the_match():
         predictions = match(class_logits, embeddings, features, annotations, CONFIG)
         matches.append([index for images in predictions for pair in images for index in pair])
     assert all(torch.equal(a, b) for a, b in zip(*matches, strict=True))
+
+
+def test_a_few_points_at_a_time_cost_what_all_at_once_cost(monkeypatch):
+    torch.manual_seed(0)
+    masks = torch.randn(2, 3, 6).double(), torch.randn(200, 6).double()
+    truth, weights = torch.rand(2, 200).double(), (torch.rand(2, 200) > 0.5).double()
+    arguments = torch.randn(2, 3, 5).double(), *masks, torch.tensor([0, 3]), truth, weights, CONFIG
+    at_once = matching_costs(*arguments)
+    monkeypatch.setattr(matcher, "LOGITS", 6 * 70)  # of six masks: 70, 70 and 60 points
+    assert torch.allclose(matching_costs(*arguments), at_once, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(6, 7), (1, 5)])
+def test_features_are_sampled_alike_whatever_lies_side_by_side(size):
+    torch.manual_seed(0)
+    features = torch.randn(1, 8, *size, dtype=torch.float64)
+    points = torch.rand(50, 2, dtype=torch.float64)
+    expected = point_sample(features, points[None])[0].T
+    channels_last = features.contiguous(memory_format=torch.channels_last)
+    for layout in (features, channels_last):
+        sampled = matcher.sampled_features(layout[0], points)
+        assert torch.allclose(sampled, expected, rtol=1e-12)

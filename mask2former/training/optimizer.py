@@ -71,7 +71,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     for group in groups:
         multiplier = recipe.backbone_multiplier if group.pop("backbone") else 1.0
         group["lr"] = recipe.learning_rate * multiplier
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRScheduler:

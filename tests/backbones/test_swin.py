@@ -2,84 +2,10 @@ import pytest
 import torch
 
 from mask2former.backbones import SwinBackbone
-from mask2former.backbones.swin import (
-    SHIFT_PENALTY,
-    DropPath,
-    into_windows,
-    out_of_windows,
-    partition_windows,
-    relative_position_index,
-    shift_mask,
-    window_cells,
-)
+from mask2former.backbones.swin import DropPath
 from mask2former.configuration import SwinConfig
 
 SMALL = {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4}
-
-
-CPU = torch.device("cpu")
-
-
-def test_windows_are_partitioned_row_by_row():
-    x = torch.arange(2 * 4 * 6).view(2, 4, 6)
-    windows = partition_windows(x, 2)
-    assert windows.shape == (12, 4)
-    assert torch.equal(windows[1], x[0, :2, 2:4].flatten())
-
-
-@pytest.mark.parametrize("shift", [0, 1])
-def test_every_cell_has_one_place_in_the_windows(shift):
-    cells, places = window_cells(2, 3, 5, 2, shift, CPU)
-    assert cells.shape == (2 * 2 * 3, 4)
-    assert torch.equal(cells.flatten()[places], torch.arange(2 * 3 * 5))
-    assert (cells == -1).sum() == cells.numel() - 2 * 3 * 5
-    # The first window holds what lies `shift` cells down and to the right.
-    corner = [[0, 1], [5, 6]] if shift == 0 else [[6, 7], [11, 12]]
-    assert cells[0].view(2, 2).tolist() == corner
-
-
-@pytest.mark.parametrize("size", [(3, 5), (4, 4)])
-def test_gradients_go_into_windows_and_out_again(size):
-    cells, places = window_cells(2, *size, 2, 1, CPU)
-    cells, present = cells.flatten(), cells.flatten()[:, None] >= 0
-    x = torch.randn(2 * size[0] * size[1], 3, dtype=torch.float64).requires_grad_()
-    weight = torch.randn(len(cells), 3, dtype=torch.float64)
-
-    def there_and_back(x):
-        windows = into_windows(x, cells, places)
-        return out_of_windows(torch.where(present, windows * windows * weight, 7.0), cells, places)
-
-    assert torch.equal(there_and_back(x), x * x * weight[places])
-    assert torch.autograd.gradcheck(there_and_back, x)
-    assert torch.autograd.gradgradcheck(there_and_back, x)
-
-
-def test_shifted_regions_leave_no_denormal_probability():
-    scores = torch.tensor([[0.0, SHIFT_PENALTY], [0.0, SHIFT_PENALTY + 30]])
-    assert scores.softmax(-1)[:, 1].tolist() == [0, 0]  # of float32
-    assert (scores.double().softmax(-1)[:, 1] > 0).all()
-
-
-def test_relative_positions_index_every_offset_once():
-    size = 3
-    index = relative_position_index(size)
-    offsets = {}
-    for a in range(size * size):
-        for b in range(size * size):
-            offset = (a // size - b // size, a % size - b % size)
-            assert offsets.setdefault(offset, int(index[a, b])) == int(index[a, b])
-    assert sorted(offsets.values()) == list(range((2 * size - 1) ** 2))
-
-
-def test_shift_mask_separates_what_the_roll_brought_together():
-    size, shift, extent = 4, 2, 8
-    mask = shift_mask(extent, extent, size, shift, CPU)
-    # Two positions may see each other if they were in one window of the unshifted, unrolled map.
-    position = (torch.arange(extent) + shift) % extent
-    far = torch.stack(torch.meshgrid(position, position, indexing="ij"), -1)[None]
-    windows = torch.stack([partition_windows(axis, size) for axis in far.unbind(-1)], -1)
-    distance = (windows[:, :, None] - windows[:, None]).abs().amax(-1)
-    assert torch.equal(~mask, distance < size)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 50), (5, 7), (64, 36)])
@@ -104,14 +30,62 @@ def test_absolute_position_embedding_is_resized_to_the_image():
     assert backbone(torch.randn(1, 3, 48, 40))[0].shape[2:] == (12, 10)
 
 
-def test_drop_path_drops_whole_samples_while_training_and_keeps_the_mean():
+def test_drop_path_drops_the_branch_of_whole_images_while_training_and_keeps_the_mean():
     torch.manual_seed(0)
-    drop, x = DropPath(0.25), torch.ones(4000, 2, 3)
-    y = drop.train()(x)
+    drop, x = DropPath(0.25), torch.zeros(4000, 2, 3)
+    seen = []
+
+    def branch(x, of_images):
+        seen.append(len(x))
+        assert len(x) == len(of_images)
+        return x + 1
+
+    y = drop.train()(x, branch, torch.arange(4000))
     assert y.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert torch.equal(y, y[:, :1, :1].expand_as(y))
     assert abs(float(y.mean()) - 1) < 0.05
-    assert torch.equal(drop.eval()(x), x)
+    assert seen == [int((y[:, 0, 0] > 0).sum())]  # for the others it was not even computed
+    assert torch.equal(drop.eval()(x, branch, torch.arange(4000)), x + 1)
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0 - 1e-7])
+def test_gradients_pass_by_a_dropped_branch(rate):
+    """With the second rate all images are dropped."""
+    torch.manual_seed(1)
+    drop, x = DropPath(rate).train(), torch.randn(6, 2).double().requires_grad_()
+    weight = torch.ones(2).double().requires_grad_()
+    y = drop(x, lambda x: x * weight)
+    factor = (y / x).detach()[:, :1]
+    of_x, of_weight = torch.autograd.grad(y.sum(), [x, weight])
+    assert torch.allclose(of_x, factor.expand_as(x))
+    assert torch.allclose(of_weight, (x * (factor - 1)).sum(0).detach())
+    assert (factor == 1).any()
+
+
+def dropping(rate):
+    torch.manual_seed(0)
+    config = SwinConfig(**SMALL, drop_path_rate=rate)
+    return SwinBackbone(config).train(), torch.randn(4, 3, 32, 32)
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0 - 1e-7])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("hooked", [True, False])
+def test_all_weights_get_gradients_whatever_is_dropped(rate, autocast, hooked):
+    backbone, x = dropping(rate)
+    if hooked:
+        backbone.stages[0][0].attention.qkv.register_forward_hook(lambda *_: None)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = sum(feature.float().square().sum() for feature in backbone(x))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
+
+
+def test_training_compiles_as_one_graph():
+    backbone, x = dropping(0.5)
+    compiled = torch.compile(backbone, backend="aot_eager", fullgraph=True)
+    sum(feature.square().sum() for feature in compiled(x)).backward()
+    assert all(p.grad is not None for p in backbone.parameters())
 
 
 def test_swin_tiny_has_the_known_number_of_parameters():

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ from mask2former.training.devices import make_accelerator
 from mask2former.training.recipe import Recipe, RecipeError
 from mask2former.training.run import Evaluation
 from mask2former.training.watcher import Watcher
-from tests.reference import make_labels, tiny_model
+from tests.reference import make_labels, same_points, tiny_model
 from tests.training.scenes import RECIPE, batches, train_scenes
 
 RANKS = 2
@@ -73,14 +72,6 @@ def float64_model() -> Mask2FormerForUniversalSegmentation:
 def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
     """Adam would blow up the rounding of gradients that are zero but for rounding."""
     return torch.optim.SGD(model.parameters(), lr=1.0)
-
-
-def same_for_every_mask(*shape, dtype=None, device=None, **_) -> Tensor:
-    """Points (M, P, 2) that are the same for each of the M, however many a rank has."""
-    shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
-    generator = torch.Generator().manual_seed(shape[1])
-    points = torch.empty(1, *shape[1:], dtype=dtype).uniform_(generator=generator)
-    return points.expand(shape).to(device)
 
 
 def gradients(model: torch.nn.Module) -> Result:
@@ -253,7 +244,7 @@ def rank_main(rank: int, folder: Path) -> None:
         world_size=RANKS,
         timeout=timedelta(seconds=60),
     )
-    with mock.patch.object(torch, "rand", same_for_every_mask):
+    with same_points():
         results = [
             {key: run(name, rank) for key, (run, name) in scenarios.items()}
             for scenarios in (GRADIENTS, STEPS)
@@ -282,7 +273,7 @@ def alone(name: str) -> Mask2FormerForUniversalSegmentation:
     """One process with the whole batches: the model holds the mean of their gradients."""
     model = float64_model()
     batches = whole_batches(name)
-    with mock.patch.object(torch, "rand", same_for_every_mask):
+    with same_points():
         for batch in batches:
             (model(**batch).loss / len(batches)).backward()
     return model
@@ -306,7 +297,7 @@ def test_halves_of_a_batch_give_the_gradients_of_the_whole(ranks, key):
     model = alone(name)
     for result in results:
         assert largest_error(result, gradients(model)) < 1e-9  # measured 5.1e-13
-    with mock.patch.object(torch, "rand", same_for_every_mask):
+    with same_points():
         loss = model(**whole_batches(name)[0]).loss
     assert losses.mean().item() == pytest.approx(loss.item(), rel=1e-12)
 
