@@ -1,6 +1,7 @@
 """The subject `training`: one step of training on the CPU, ours beside transformers'.
 
-Forward pass, loss, backward pass and AdamW, of a Swin model with random weights on random images.
+Forward pass, loss, backward pass and fused AdamW, as transformers' own Trainer has it, of a Swin
+model with random weights on random images.
 Each trains in a process of its own, and the two take turns: what one of them keeps in the heap
 would spare the other to ask the system for its memory in every step, as it does on its own.
 glibc's allocator has its own habits there, in which it settles as the steps go by.
@@ -113,7 +114,7 @@ def make_step(name: str, workload: Workload) -> Callable[[], float]:
     images, masks, classes = make_batch(workload)
     if name == TRANSFORMERS:
         masks = [image.float() for image in masks]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> float:
         optimizer.zero_grad()
