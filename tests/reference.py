@@ -68,20 +68,19 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 @contextlib.contextmanager
 def same_points():
-    """Within it all masks get the same candidates, whoever draws them and in whatever order.
+    """Within it all masks get the same points, whoever draws them and in whatever order.
 
-    `torch.rand` depends on all sizes but the first alone, and the loss draws its points by it.
+    `torch.rand` of points (M, P, 2) depends on P alone, and the loss draws its points by it.
     """
 
-    def rand(*shape, dtype=None, device=None, **_):
-        shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        seed = sum((position + 7) * extent for position, extent in enumerate(shape[1:]))
-        generator = torch.Generator().manual_seed(seed)
-        return (
-            original(1, *shape[1:], generator=generator, dtype=dtype)
-            .repeat(shape[0], *[1] * len(shape[1:]))
-            .to(device)
-        )
+    def rand(*shape, dtype=None, device=None, **options):
+        if len(shape) == 1 and not isinstance(shape[0], int):
+            shape = tuple(shape[0])
+        if len(shape) != 3 or shape[2] != 2:
+            return original(*shape, dtype=dtype, device=device, **options)
+        generator = torch.Generator().manual_seed(shape[1])
+        points = original(1, *shape[1:], generator=generator, dtype=dtype)
+        return points.repeat(shape[0], 1, 1).to(device)
 
     def points(logits, count, *ratios):
         counts = reference.uncertain_counts(count, *ratios)

@@ -81,6 +81,8 @@ def test_all_weights_get_gradients_whatever_is_dropped(rate, autocast, hooked):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
 
 
+# torch 2.13 warns of itself
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_training_compiles_as_one_graph():
     backbone, x = dropping(0.5)
     compiled = torch.compile(backbone, backend="aot_eager", fullgraph=True)

@@ -5,23 +5,10 @@ process has. Here every mask has the same, so that several processes can be comp
 """
 
 import sys
-from unittest import mock
-
-import torch
 
 from mask2former.cli import main
-
-
-def same_for_every_mask(*shape, **options) -> torch.Tensor:
-    """`torch.rand`, but points (M, P, 2) are the same for each of the M."""
-    if len(shape) == 3 and shape[2] == 2:
-        generator = torch.Generator().manual_seed(shape[1])
-        return rand(1, *shape[1:], generator=generator, **options).expand(shape)
-    return rand(*shape, **options)
-
-
-rand = torch.rand
+from tests.reference import same_points
 
 if __name__ == "__main__":
-    with mock.patch.object(torch, "rand", same_for_every_mask):
+    with same_points():
         sys.exit(main(sys.argv[1:]))
