@@ -81,8 +81,9 @@ def test_all_weights_get_gradients_whatever_is_dropped(rate, autocast, hooked):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
 
 
-# torch 2.13 warns of itself
+# torch 2.13 warns of itself, and newer ones of Python 3.13.0
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")
 def test_training_compiles_as_one_graph():
     backbone, x = dropping(0.5)
     compiled = torch.compile(backbone, backend="aot_eager", fullgraph=True)
