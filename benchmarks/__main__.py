@@ -11,8 +11,8 @@ import torch
 from benchmarks import machine, ops, report, training
 from benchmarks.cpu import Cpu
 from benchmarks.gpu import Gpu
-from mask2former.errors import DataError
-from mask2former.files import write_text
+from mask2former.io.errors import DataError
+from mask2former.io.files import write_text
 
 ROUNDS = {"ops": 15, "training": 5}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import MEBIBYTE
-from mask2former.files import replacing, write_text
+from mask2former.io.files import replacing, write_text
 
 
 def heading(machine: dict[str, Any], legend: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks import memory
 from benchmarks.harness import MEBIBYTE, race
 from benchmarks.processes import OwnProcess
-from mask2former.optional import require_package
+from mask2former.io.optional import require_package
 
 TRANSFORMERS = "transformers"
 OURS = "mask2former"

@@ -2,31 +2,74 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# A small model trained on rendered scenes (mask2former.synthetic), shipped with the package.
+if TYPE_CHECKING:
+    from mask2former.configuration import (
+        Mask2FormerConfig,
+        ResNetConfig,
+        SwinConfig,
+        TimmBackboneConfig,
+    )
+    from mask2former.images.processor import (
+        AutoImageProcessor,
+        Mask2FormerImageProcessor,
+        Mask2FormerImageProcessorFast,
+        Mask2FormerImageProcessorPil,
+    )
+    from mask2former.io.errors import DataError
+    from mask2former.model.outputs import (
+        Mask2FormerForUniversalSegmentationOutput,
+        Mask2FormerModelOutput,
+    )
+    from mask2former.modeling import Mask2FormerForUniversalSegmentation, Mask2FormerModel
+    from mask2former_ops import __version__
+
+# A small model trained on rendered scenes (mask2former.scenes), shipped with the package.
 BUNDLED_MODEL = Path(__file__).parent / "bundled"
 
-# Where each public name lives. It is imported when first used, so that `mask2former --help` need
-# not wait for torch.
-_HOMES = {
-    "AutoImageProcessor": "mask2former.image_processing",
-    "DataError": "mask2former.errors",
-    "Mask2FormerConfig": "mask2former.configuration",
-    "Mask2FormerForUniversalSegmentation": "mask2former.modeling",
-    "Mask2FormerForUniversalSegmentationOutput": "mask2former.outputs",
-    "Mask2FormerImageProcessor": "mask2former.image_processing",
-    "Mask2FormerImageProcessorFast": "mask2former.image_processing",
-    "Mask2FormerImageProcessorPil": "mask2former.image_processing",
-    "Mask2FormerModel": "mask2former.modeling",
-    "Mask2FormerModelOutput": "mask2former.outputs",
-    "ResNetConfig": "mask2former.backbone_configuration",
-    "SwinConfig": "mask2former.backbone_configuration",
-    "TimmBackboneConfig": "mask2former.backbone_configuration",
-    "__version__": "mask2former_ops",
-}
+__all__ = [
+    "BUNDLED_MODEL",
+    "AutoImageProcessor",
+    "DataError",
+    "Mask2FormerConfig",
+    "Mask2FormerForUniversalSegmentation",
+    "Mask2FormerForUniversalSegmentationOutput",
+    "Mask2FormerImageProcessor",
+    "Mask2FormerImageProcessorFast",
+    "Mask2FormerImageProcessorPil",
+    "Mask2FormerModel",
+    "Mask2FormerModelOutput",
+    "ResNetConfig",
+    "SwinConfig",
+    "TimmBackboneConfig",
+    "__version__",
+]
 
-__all__ = ["BUNDLED_MODEL", *_HOMES]
+# The room of each public name. It is imported at first use, so that `mask2former --help` does not
+# wait for torch.
+_ROOMS = {
+    "mask2former.configuration": (
+        "Mask2FormerConfig",
+        "ResNetConfig",
+        "SwinConfig",
+        "TimmBackboneConfig",
+    ),
+    "mask2former.images.processor": (
+        "AutoImageProcessor",
+        "Mask2FormerImageProcessor",
+        "Mask2FormerImageProcessorFast",
+        "Mask2FormerImageProcessorPil",
+    ),
+    "mask2former.io.errors": ("DataError",),
+    "mask2former.model.outputs": (
+        "Mask2FormerForUniversalSegmentationOutput",
+        "Mask2FormerModelOutput",
+    ),
+    "mask2former.modeling": ("Mask2FormerForUniversalSegmentation", "Mask2FormerModel"),
+    "mask2former_ops": ("__version__",),
+}
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

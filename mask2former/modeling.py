@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mask2former.annotations import IGNORED, check_labels, is_label_map, make_annotations
-from mask2former.backbone_configuration import CONFIG_NAME
-from mask2former.backbones import make_backbone
 from mask2former.checkpoints.huggingface import BASE_PREFIX, from_huggingface, to_huggingface
 from mask2former.checkpoints.weights import read_weights, save_weights
 from mask2former.configuration import Mask2FormerConfig, labels_by_id
-from mask2former.errors import DataError
-from mask2former.gradient_checkpointing import GradientCheckpointing
-from mask2former.loss import segmentation_losses
-from mask2former.outputs import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
-from mask2former.padding import checked_mask, whole_cells
-from mask2former.pixel_decoder import PixelDecoder, PixelDecoderOutput
-from mask2former.transformer_decoder import DecoderOutput, TransformerDecoder, mask_logits
+from mask2former.configuration.backbones import CONFIG_NAME
+from mask2former.io.errors import DataError
+from mask2former.losses.annotations import IGNORED, check_labels, is_label_map, make_annotations
+from mask2former.losses.loss import segmentation_losses
+from mask2former.model.backbones import make_backbone
+from mask2former.model.gradient_checkpointing import GradientCheckpointing
+from mask2former.model.outputs import (
+    Mask2FormerForUniversalSegmentationOutput,
+    Mask2FormerModelOutput,
+)
+from mask2former.model.padding import checked_mask, whole_cells
+from mask2former.model.pixel_decoder import PixelDecoder, PixelDecoderOutput
+from mask2former.model.transformer_decoder import DecoderOutput, TransformerDecoder, mask_logits
 
 if TYPE_CHECKING:
     from typing import Self  # since Python 3.11

@@ -11,9 +11,9 @@ from mask2former import (
     Mask2FormerForUniversalSegmentation,
     ResNetConfig,
     SwinConfig,
-    loss,
 )
-from mask2former.backbones import make_backbone
+from mask2former.losses import loss
+from mask2former.model.backbones import make_backbone
 from mask2former_ops import reference
 
 

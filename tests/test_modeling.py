@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mask2former import DataError, Mask2FormerForUniversalSegmentation, transformer_decoder
+from mask2former import DataError, Mask2FormerForUniversalSegmentation
+from mask2former.model import transformer_decoder
 from mask2former.modeling import image_sizes
 from tests.reference import make_labels, relative_error, tiny_model
 

@@ -18,9 +18,14 @@ from mask2former.checkpoints.array_pickle import (
 )
 from mask2former.checkpoints.keys import COUNTER, Rule, load_state
 from mask2former.checkpoints.weights import check_tensors, load_torch_file
-from mask2former.configuration import Mask2FormerConfig, ResNetConfig, SwinConfig
-from mask2former.errors import DataError
-from mask2former.pixel_decoder import NUM_LEVELS, NUM_POINTS
+from mask2former.configuration import (
+    NUM_LEVELS,
+    NUM_POINTS,
+    Mask2FormerConfig,
+    ResNetConfig,
+    SwinConfig,
+)
+from mask2former.io.errors import DataError
 
 PIXEL = "sem_seg_head.pixel_decoder."
 PREDICTOR = "sem_seg_head.predictor."

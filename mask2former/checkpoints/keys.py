@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mask2former.errors import DataError
+from mask2former.io.errors import DataError
 
 Side = str | tuple[str, ...]
 Rule = tuple[Side, Side]

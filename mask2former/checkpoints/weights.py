@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mask2former.checkpoints.folder import MissingFileError, resolve_file
-from mask2former.errors import DataError
-from mask2former.files import read_json, replacing, write_text
+from mask2former.io.errors import DataError
+from mask2former.io.files import read_json, replacing, write_text
+from mask2former.io.hub import MissingFileError, resolve_file
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

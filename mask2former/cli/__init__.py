@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from mask2former.cli import convert, demo, evaluate, inspect, predict, train
-from mask2former.cli.errors import UsageError
-from mask2former.errors import DataError
+from mask2former.cli.usage import UsageError
+from mask2former.io.errors import DataError
 
 EPILOG = """\
 examples:

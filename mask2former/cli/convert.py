@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mask2former.errors import DataError
+from mask2former.io.errors import DataError
 
 DESCRIPTION = """\
 Turn a checkpoint of the paper's own code (detectron2: .pkl of its model zoo, .pth of its training;
@@ -38,7 +38,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert one file, and print what the model is and what was assumed of it."""
     from mask2former.checkpoints.detectron2 import from_detectron2, infer_config, read_detectron2
-    from mask2former.image_processing import Mask2FormerImageProcessor
+    from mask2former.images.processor import Mask2FormerImageProcessor
     from mask2former.modeling import Mask2FormerForUniversalSegmentation
 
     source, folder = args.source, args.folder

@@ -6,8 +6,8 @@ import argparse
 import secrets
 from pathlib import Path
 
-from mask2former.cli.errors import UsageError
-from mask2former.errors import DataError
+from mask2former.cli.usage import UsageError
+from mask2former.io.errors import DataError
 
 DESCRIPTION = """\
 Render a scene of shapes, segment it with the bundled model, and write picture, truth and prediction
@@ -47,9 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from PIL import Image
 
     from mask2former.cli.inference import choose_device, load_model, segment_image
-    from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
-    from mask2former.synthetic import ID2LABEL, render_scene
-    from mask2former.visualization import draw_segments, save_png, side_by_side
+    from mask2former.images.visualization import draw_segments, save_png, side_by_side
+    from mask2former.scenes.scene import HELD_OUT_SEEDS, ID2LABEL, render_scene
 
     seed = args.seed
     if seed is None:
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _panoptic_quality(found, scene) -> float:
     from mask2former.evaluation import PanopticQuality
-    from mask2former.synthetic import ID2LABEL, THING_LABEL_IDS
+    from mask2former.scenes.scene import ID2LABEL, THING_LABEL_IDS
 
     quality = PanopticQuality(len(ID2LABEL), THING_LABEL_IDS)
     quality.update(found.ids, found.segments, scene.segmentation, scene.segments_info)

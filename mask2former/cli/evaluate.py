@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mask2former.cli.errors import UsageError
 from mask2former.cli.predict import fraction, make_folder
-from mask2former.errors import DataError
+from mask2former.cli.usage import UsageError
+from mask2former.io.errors import DataError
 
 METRICS = ("pq", "ap", "boundary-ap", "miou")
 
@@ -198,8 +198,8 @@ def _open(args: argparse.Namespace, split: str | None):
 
 def _write_report(results, about: dict, segmenter, dataset, args: argparse.Namespace) -> None:
     from mask2former.evaluation.report import as_json, class_table, draw_worst_images
-    from mask2former.files import write_text
-    from mask2former.visualization import save_png
+    from mask2former.images.visualization import save_png
+    from mask2former.io.files import write_text
 
     table = class_table(results)
     print(table)

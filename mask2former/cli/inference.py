@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import mask2former
-from mask2former.cli.errors import UsageError
-from mask2former.errors import DataError
-from mask2former.image_processing import PROCESSOR_FILE, Mask2FormerImageProcessor
+from mask2former.cli.usage import UsageError
+from mask2former.images.processor import PROCESSOR_FILE, Mask2FormerImageProcessor
+from mask2former.io.errors import DataError
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
 
 

@@ -8,8 +8,8 @@ import os
 import warnings
 from pathlib import Path
 
-from mask2former.cli.errors import UsageError
-from mask2former.errors import DataError
+from mask2former.cli.usage import UsageError
+from mask2former.io.errors import DataError
 
 MOST_WORKERS = 8  # by default
 
@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     for option in ("samples", "workers"):
         if getattr(args, option) < 0:
             raise UsageError(f"--{option} is {getattr(args, option)}; give 0 or more")
-    from mask2former.data.inspection import inspect, report
-    from mask2former.files import write_text
+    from mask2former.data.inspection.inspection import inspect, report
+    from mask2former.io.files import write_text
 
     dataset, notes = _open(args)
     found = inspect(dataset, args.workers, notes, progress=True)
@@ -107,8 +107,8 @@ def _open(args: argparse.Namespace):
 
 
 def _write_sheet(dataset, args: argparse.Namespace) -> None:
-    from mask2former.data.contact_sheet import contact_sheet
-    from mask2former.visualization import save_png
+    from mask2former.data.inspection.contact_sheet import contact_sheet
+    from mask2former.images.visualization import save_png
 
     sheet = contact_sheet(dataset, args.samples)
     _write(args.out, "--out", lambda path: save_png(sheet, path))

@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mask2former.cli.errors import UsageError
-from mask2former.errors import DataError
+from mask2former.cli.usage import UsageError
+from mask2former.io.errors import DataError
 
 TASKS = ("semantic", "instance", "panoptic")
 
@@ -103,7 +103,7 @@ def _find_images(paths: list[Path]) -> tuple[list[Path], list[DataError]]:
 
 
 def _expand(path: Path) -> list[Path]:
-    from mask2former.image_file import IMAGE_SUFFIXES
+    from mask2former.images.read import IMAGE_SUFFIXES
 
     try:
         if not path.exists():
@@ -171,9 +171,9 @@ def _predict_all(images: list[Path], model, processor, args: argparse.Namespace)
 
 def _predict_one(path: Path, model, processor, args: argparse.Namespace) -> None:
     from mask2former.cli.inference import segment_image
-    from mask2former.files import write_text
-    from mask2former.image_file import read_image
-    from mask2former.visualization import draw_segments, id_map_to_rgb, save_png
+    from mask2former.images.read import read_image
+    from mask2former.images.visualization import draw_segments, id_map_to_rgb, save_png
+    from mask2former.io.files import write_text
 
     image = read_image(path)
     task = args.task or _task_in_name(args.model)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mask2former import BUNDLED_MODEL
-from mask2former.cli.errors import UsageError
-from mask2former.errors import DataError
+from mask2former.cli.usage import UsageError
+from mask2former.io.errors import DataError
 from mask2former.training.recipe import Recipe, RecipeError, kind, parse, read_recipe
 
 TASKS = ("panoptic", "instance", "semantic")
@@ -114,7 +114,7 @@ def _train(args: argparse.Namespace) -> int:
     from functools import partial
 
     from mask2former.data.batches import make_loader
-    from mask2former.optional import require_package
+    from mask2former.io.optional import require_package
     from mask2former.training.history import History
     from mask2former.training.progress import Progress
     from mask2former.training.run import check_folder, train

@@ -18,16 +18,16 @@ from numpy.random import Generator
 from PIL import Image
 from torch import Tensor
 
-from mask2former.annotations import IGNORED, VOID
 from mask2former.data.dataset import Sample
-from mask2former.image_processing import Mask2FormerImageProcessor
-from mask2former.image_resize import (
+from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.images.resize import (
     Size,
     center_cropped,
     nearest_index,
     resized_image,
     shortest_edge_size,
 )
+from mask2former.losses.annotations import IGNORED, VOID
 
 Step = Callable[[Sample, Generator], Sample]
 Void = Literal["background", "ignore"]

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch.utils import data
 
-from mask2former.annotations import VOID
 from mask2former.data.augmentation import Augmentation
 from mask2former.data.dataset import Sample, SegmentationDataset
-from mask2former.errors import DataError
-from mask2former.image_processing import Mask2FormerImageProcessor
-from mask2former.image_resize import padded
+from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.images.resize import padded
+from mask2former.io.errors import DataError
+from mask2former.losses.annotations import VOID
 
 Batch = dict[str, Any]
 

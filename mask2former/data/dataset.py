@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import data
 
-from mask2former.annotations import VOID
+from mask2former.losses.annotations import VOID
 
 __all__ = ["VOID", "Sample", "SegmentationDataset", "Task"]
 

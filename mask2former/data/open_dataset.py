@@ -8,24 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mask2former.data import (
+from mask2former.data.dataset import SegmentationDataset
+from mask2former.data.formats import (
     cityscapes,
     coco,
     coco_json,
     coco_panoptic,
-    huggingface,
+    huggingface_datasets,
     label_folder,
     yolo,
 )
-from mask2former.data.dataset import SegmentationDataset
 from mask2former.data.task import as_task
-from mask2former.errors import DataError
+from mask2former.io.errors import DataError
 
 __all__ = ["as_task", "available_splits", "open_dataset"]
 
 # In the order in which they are looked for.
 _FORMATS = {
-    "huggingface": huggingface,
+    "huggingface": huggingface_datasets,
     "cityscapes": cityscapes,
     "panoptic": coco_panoptic,
     "instances": coco,

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mask2former.errors import DataError
-from mask2former.image_file import read_image
+from mask2former.images.read import read_image
+from mask2former.io.errors import DataError
 
 
 class BadRecords:

@@ -25,13 +25,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from mask2former.data.taxonomies import TAXONOMIES, Category, Taxonomy
-from mask2former.errors import DataError
-from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
-from mask2former.files import write_text
-from mask2former.run_length import mask_to_rle
-from mask2former.synthetic import render_scene
-from mask2former.visualization import id_map_to_rgb, save_png
+from mask2former.images.run_length import mask_to_rle
+from mask2former.images.visualization import id_map_to_rgb, save_png
+from mask2former.io.errors import DataError
+from mask2former.io.files import write_text
+from mask2former.scenes.scene import HELD_OUT_SEEDS, render_scene
+from mask2former.scenes.taxonomies import TAXONOMIES, Category, Taxonomy
 
 DESCRIPTION = f"""\
 Render scenes as a data set of two splits, train and val, that no scene is common to.

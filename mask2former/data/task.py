@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mask2former.data.dataset import VOID, Sample, SegmentationDataset, Task
-from mask2former.data.label_map import class_segments
+from mask2former.data.label_image import class_segments
 
 __all__ = ["as_task"]
 

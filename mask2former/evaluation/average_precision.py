@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mask2former.optional import require_package
+from mask2former.io.optional import require_package
 
 DILATION_RATIO = 0.02  # width of a boundary over the image's diagonal
 MAX_DETECTIONS = (1, 10, 100)  # per image and class

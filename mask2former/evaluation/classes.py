@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mask2former.errors import DataError
+from mask2former.io.errors import DataError
 
 _SHOWN = 5  # names in a message
 

@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from mask2former.data.batches import outlast_signals
 from mask2former.data.dataset import VOID, SegmentationDataset, Task
-from mask2former.errors import DataError
 from mask2former.evaluation.average_precision import AveragePrecision, Instances
 from mask2former.evaluation.mean_iou import MeanIoU
 from mask2former.evaluation.panoptic_quality import PanopticQuality
 from mask2former.evaluation.segmenter import Segmenter
 from mask2former.evaluation.truth import Truth
-from mask2former.image_processing import Mask2FormerImageProcessor
+from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.io.errors import DataError
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
 
 Metric = Literal["pq", "ap", "boundary-ap", "miou"]

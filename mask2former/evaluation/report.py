@@ -17,7 +17,7 @@ from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.data.sample_picture import named, panoptic_map, shrunk
 from mask2former.evaluation.evaluate import Results
 from mask2former.evaluation.segmenter import Segmenter
-from mask2former.visualization import draw_segments, side_by_side
+from mask2former.images.visualization import draw_segments, side_by_side
 
 PANEL_SIDE = 640  # pixels, the longer side of a picture
 

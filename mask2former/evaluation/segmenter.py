@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mask2former import post_processing
 from mask2former.data.dataset import SegmentationDataset
-from mask2former.errors import DataError
 from mask2former.evaluation.average_precision import Instances
 from mask2former.evaluation.classes import class_order
-from mask2former.image_processing import PROCESSOR_FILE, Mask2FormerImageProcessor
+from mask2former.images import post_processing
+from mask2former.images.processor import PROCESSOR_FILE, Mask2FormerImageProcessor
+from mask2former.io.errors import DataError
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
 
 # Pairs of query and class that are instances, as in the paper's evaluation.

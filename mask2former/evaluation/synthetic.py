@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 
 from mask2former import BUNDLED_MODEL, Mask2FormerForUniversalSegmentation
-from mask2former.data.synthetic import SceneDataset
+from mask2former.data.scene_dataset import SceneDataset
 from mask2former.evaluation.evaluate import evaluate
 from mask2former.evaluation.report import class_table
-from mask2former.image_processing import Mask2FormerImageProcessor
-
-HELD_OUT_SEEDS = range(1_000_000, 1_000_200)
+from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.scenes.scene import HELD_OUT_SEEDS
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mask2former.data.dataset import VOID, Sample
 from mask2former.data.sample_picture import panoptic_map
-from mask2former.errors import DataError
 from mask2former.evaluation.average_precision import Instances
-from mask2former.run_length import mask_to_rle
+from mask2former.images.run_length import mask_to_rle
+from mask2former.io.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mask2former.checkpoints.weights import load_torch_file
-from mask2former.errors import DataError
-from mask2former.files import read_json
+from mask2former.io.errors import DataError
+from mask2former.io.files import read_json
 
 WEIGHTS, AVERAGE, OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.pt"
 CONTENTS = "checkpoint.json"  # written last: sizes and SHA-256 of the others, and the progress

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from mask2former.files import replacing
+from mask2former.io.files import replacing
 from mask2former.training.watcher import headlines, parts_of
 
 INK, FAINT, GRID = "#1f2328", "#6e7781", "#eaeef2"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
-from mask2former.backbones.resnet import FrozenBatchNorm2d
-from mask2former.errors import DataError
-from mask2former.optional import require_package
+from mask2former.io.errors import DataError
+from mask2former.io.optional import require_package
+from mask2former.model.backbones.resnet import FrozenBatchNorm2d
 from mask2former.training.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:

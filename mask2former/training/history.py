@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mask2former.errors import DataError
-from mask2former.files import write_text
+from mask2former.io.errors import DataError
+from mask2former.io.files import write_text
 from mask2former.training.watcher import StepAverages, Watcher
 
 HISTORY_FILE = "history.jsonl"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mask2former.errors import DataError
-from mask2former.files import write_text
+from mask2former.io.errors import DataError
+from mask2former.io.files import write_text
 
 # Settings that may change when a run is resumed, because the weights do not depend on them.
 RESUMABLE = ("workers", "evaluate_every", "best_metric", "save_every", "keep")

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from mask2former.checkpoints.huggingface import to_huggingface
 from mask2former.checkpoints.weights import save_weights
-from mask2former.errors import DataError
-from mask2former.files import read_json, write_text
-from mask2former.image_processing import Mask2FormerImageProcessor
+from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.io.errors import DataError
+from mask2former.io.files import read_json, write_text
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
 from mask2former.training.checkpoint import (
     Checkpoint,

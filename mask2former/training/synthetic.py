@@ -1,7 +1,7 @@
 """Trains the bundled model: `python -m mask2former.training.synthetic --out DIR`.
 
 The model is a small Mask2Former with a ResNet of basic blocks, trained from scratch on scenes of
-`mask2former.synthetic`, each of which it sees once: first the backbone by itself, then the whole by
+`mask2former.scenes`, each of which it sees once: first the backbone by itself, then the whole by
 `mask2former.training.run`. `mask2former.evaluation.synthetic` measures it on scenes that training
 never sees.
 """
@@ -24,10 +24,9 @@ from mask2former import (
 )
 from mask2former.data.augmentation import few_images
 from mask2former.data.batches import make_loader
-from mask2former.data.synthetic import SceneDataset
-from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
-from mask2former.image_processing import Mask2FormerImageProcessor
-from mask2former.synthetic import ID2LABEL, THING_LABEL_IDS
+from mask2former.data.scene_dataset import SceneDataset
+from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.scenes.scene import HELD_OUT_SEEDS, ID2LABEL, THING_LABEL_IDS
 from mask2former.training.optimizer import make_schedule, parameter_groups
 from mask2former.training.progress import Progress
 from mask2former.training.recipe import Recipe

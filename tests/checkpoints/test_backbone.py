@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from mask2former import DataError, Mask2FormerConfig
-from mask2former.backbones import make_backbone
 from mask2former.checkpoints.backbone import load_backbone_weights
 from mask2former.checkpoints.weights import read_weights, save_weights
+from mask2former.model.backbones import make_backbone
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from mask2former.cli import inference, main
-from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
-from mask2former.synthetic import render_scene
+from mask2former.scenes.scene import HELD_OUT_SEEDS, render_scene
 
 
 def demo(out, *arguments) -> int:

@@ -16,11 +16,11 @@ from mask2former import BUNDLED_MODEL
 from mask2former.cli import main
 from mask2former.cli.evaluate import METRICS, _processes
 from mask2former.data.sample_picture import panoptic_map
-from mask2former.data.synthetic import SceneDataset
-from mask2former.errors import DataError
+from mask2former.data.scene_dataset import SceneDataset
 from mask2former.evaluation.evaluate import METRIC_TASKS
-from mask2former.run_length import mask_to_rle
-from mask2former.visualization import id_map_to_rgb
+from mask2former.images.run_length import mask_to_rle
+from mask2former.images.visualization import id_map_to_rgb
+from mask2former.io.errors import DataError
 
 SCENES = range(1_000_000, 1_000_003)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mask2former.cli.errors import UsageError
 from mask2former.cli.inference import choose_device, load_model, segment_image
-from mask2former.image_processing import Mask2FormerImageProcessor
+from mask2former.cli.usage import UsageError
+from mask2former.images.processor import Mask2FormerImageProcessor
 
 
 def test_without_a_name_the_device_is_one_that_works():

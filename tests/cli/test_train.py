@@ -13,7 +13,7 @@ from mask2former import (
 from mask2former.cli import main, train
 from mask2former.cli.train import make_model
 from mask2former.data.rendering import render_dataset
-from mask2former.data.synthetic import SceneDataset
+from mask2former.data.scene_dataset import SceneDataset
 from mask2former.evaluation.evaluate import evaluate
 from mask2former.training.recipe import Recipe, RecipeError, read_recipe
 from tests.reference import tiny_model

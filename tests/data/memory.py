@@ -5,8 +5,8 @@ import weakref
 import torch
 
 from mask2former.data.dataset import Sample, SegmentationDataset
-from mask2former.data.synthetic import SceneDataset
-from mask2former.errors import DataError
+from mask2former.data.scene_dataset import SceneDataset
+from mask2former.io.errors import DataError
 
 
 class MemoryDataset(SegmentationDataset):

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mask2former import Mask2FormerImageProcessor
-from mask2former.annotations import IGNORED, VOID
 from mask2former.data.augmentation import (
     Augmentation,
     ColourJitter,
@@ -26,8 +25,9 @@ from mask2former.data.augmentation import (
     training_targets,
 )
 from mask2former.data.dataset import Sample
-from mask2former.data.synthetic import SceneDataset
-from mask2former.image_resize import nearest_index, resized_image, resized_nearest
+from mask2former.data.scene_dataset import SceneDataset
+from mask2former.images.resize import nearest_index, resized_image, resized_nearest
+from mask2former.losses.annotations import IGNORED, VOID
 
 PROCESSOR = Mask2FormerImageProcessor(size={"shortest_edge": 40, "longest_edge": 70})
 

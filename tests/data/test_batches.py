@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from mask2former import Mask2FormerImageProcessor
-from mask2former.annotations import IGNORED, VOID
 from mask2former.data.augmentation import Augmentation, coco_lsj, few_images, semantic_crop
 from mask2former.data.batches import collated, make_loader
 from mask2former.data.dataset import Sample, SegmentationDataset
-from mask2former.data.synthetic import SceneDataset
-from mask2former.errors import DataError
-from mask2former.image_file import read_image
+from mask2former.data.scene_dataset import SceneDataset
+from mask2former.images.read import read_image
+from mask2former.io.errors import DataError
+from mask2former.losses.annotations import IGNORED, VOID
 from tests.reference import tiny_model
 
 PROCESSOR = Mask2FormerImageProcessor(size={"height": 32, "width": 48}, image_std=[0.2, 0.3, 0.4])

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mask2former.annotations import IGNORED
 from mask2former.data.dataset import VOID
+from mask2former.losses.annotations import IGNORED
 from tests.data.memory import sample
 
 LABEL_MAP = [[VOID, 0, 0], [2, 1, IGNORED]]

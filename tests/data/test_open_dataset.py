@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from mask2former.data.cityscapes import Cityscapes
-from mask2former.data.coco import CocoInstances
-from mask2former.data.coco_panoptic import CocoPanoptic
-from mask2former.data.label_folder import LabelFolder
+from mask2former.data.formats.cityscapes import Cityscapes
+from mask2former.data.formats.coco import CocoInstances
+from mask2former.data.formats.coco_panoptic import CocoPanoptic
+from mask2former.data.formats.label_folder import LabelFolder
+from mask2former.data.formats.yolo import Yolo
 from mask2former.data.open_dataset import as_task, available_splits, open_dataset
-from mask2former.data.yolo import Yolo
-from mask2former.errors import DataError
-from mask2former.visualization import id_map_to_rgb, save_png
+from mask2former.images.visualization import id_map_to_rgb, save_png
+from mask2former.io.errors import DataError
 from tests.data.files import write_json, write_map, write_picture
 
 

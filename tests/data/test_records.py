@@ -12,7 +12,7 @@ from mask2former.data.records import (
     files_below,
     read_pixels,
 )
-from mask2former.errors import DataError
+from mask2former.io.errors import DataError
 from tests.data.files import write_picture
 
 

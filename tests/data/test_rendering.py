@@ -9,11 +9,10 @@ from PIL import Image
 from mask2former.data import rendering
 from mask2former.data.open_dataset import open_dataset
 from mask2former.data.rendering import main, render_dataset
-from mask2former.data.synthetic import SceneDataset
-from mask2former.data.taxonomies import TAXONOMIES
-from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
-from mask2former.synthetic import render_scene
-from mask2former.visualization import rgb_to_id_map
+from mask2former.data.scene_dataset import SceneDataset
+from mask2former.images.visualization import rgb_to_id_map
+from mask2former.scenes.scene import HELD_OUT_SEEDS, render_scene
+from mask2former.scenes.taxonomies import TAXONOMIES
 
 SIZE = 48
 TRAIN, VAL = [3, 5, 11], [20]

@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
-from mask2former.annotations import IGNORED
 from mask2former.data.dataset import VOID
 from mask2former.data.sample_picture import named, panoptic_map, shrunk
+from mask2former.losses.annotations import IGNORED
 from tests.data.memory import sample
 
 LABEL_MAP = [[0, 0, VOID, 2], [0, 3, IGNORED, 2]]  # segment 1 has no pixel

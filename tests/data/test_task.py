@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mask2former.data.dataset import VOID, Sample, SegmentationDataset
-from mask2former.data.synthetic import SceneDataset
+from mask2former.data.scene_dataset import SceneDataset
 from mask2former.data.task import as_task
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from mask2former.image_processing import Mask2FormerImageProcessor
+from mask2former.images.processor import Mask2FormerImageProcessor
 
 SURE = 20.0  # logit of a probability of one
 

@@ -8,10 +8,10 @@ import torch
 
 pytest.importorskip("faster_coco_eval")
 
-from mask2former.errors import DataError
 from mask2former.evaluation import AveragePrecision
 from mask2former.evaluation.average_precision import Instances
-from mask2former.run_length import mask_to_rle
+from mask2former.images.run_length import mask_to_rle
+from mask2former.io.errors import DataError
 
 # The order of pycocotools' twelve figures.
 STATS = (
@@ -288,6 +288,6 @@ def test_an_image_counts_once():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr("mask2former.optional.find_spec", lambda name: None)
+    monkeypatch.setattr("mask2former.io.optional.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install mask2former\[eval\]"):
         AveragePrecision(1)

@@ -1,7 +1,7 @@
 import pytest
 
-from mask2former.errors import DataError
 from mask2former.evaluation.classes import class_order
+from mask2former.io.errors import DataError
 
 
 def named(*names):

@@ -10,16 +10,16 @@ pytest.importorskip("faster_coco_eval")
 from mask2former import BUNDLED_MODEL, Mask2FormerForUniversalSegmentation
 from mask2former.data.dataset import VOID
 from mask2former.data.sample_picture import panoptic_map
-from mask2former.data.synthetic import SceneDataset
-from mask2former.errors import DataError
+from mask2former.data.scene_dataset import SceneDataset
 from mask2former.evaluation import AveragePrecision, MeanIoU, PanopticQuality
 from mask2former.evaluation.average_precision import Instances
 from mask2former.evaluation.evaluate import evaluate, mean_best_overlap
 from mask2former.evaluation.segmenter import Segmenter
 from mask2former.evaluation.truth import semantic_truth, true_instances
-from mask2former.image_processing import Mask2FormerImageProcessor
-from mask2former.run_length import mask_to_rle
-from mask2former.synthetic import ID2LABEL
+from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.images.run_length import mask_to_rle
+from mask2former.io.errors import DataError
+from mask2former.scenes.scene import ID2LABEL
 from tests.data import memory
 from tests.data.memory import CountingScenes, MemoryDataset
 from tests.evaluation.oracle import OracleModel, right_answers, untouched_pixels

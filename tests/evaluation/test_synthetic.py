@@ -3,12 +3,11 @@ import sys
 import pytest
 
 from mask2former import BUNDLED_MODEL, Mask2FormerForUniversalSegmentation
-from mask2former.data.synthetic import SceneDataset
+from mask2former.data.scene_dataset import SceneDataset
 from mask2former.evaluation import synthetic
 from mask2former.evaluation.evaluate import evaluate
-from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
-from mask2former.image_processing import Mask2FormerImageProcessor
-from mask2former.synthetic import ID2LABEL
+from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.scenes.scene import HELD_OUT_SEEDS, ID2LABEL
 
 
 def test_there_are_200_held_out_scenes():

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from mask2former.annotations import IGNORED
 from mask2former.data.dataset import VOID
 from mask2former.evaluation.truth import semantic_truth, true_instances
+from mask2former.losses.annotations import IGNORED
 from tests.data import memory
 
 LABEL_MAP = [[0, 0, VOID, 2], [0, 3, IGNORED, 2]]  # segment 1 has no pixel

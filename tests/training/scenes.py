@@ -3,8 +3,8 @@
 import torch
 
 from mask2former import Mask2FormerImageProcessor
-from mask2former.data.synthetic import SceneDataset
-from mask2former.synthetic import ID2LABEL
+from mask2former.data.scene_dataset import SceneDataset
+from mask2former.scenes.scene import ID2LABEL
 from mask2former.training.recipe import Recipe
 from mask2former.training.run import Outcome, train
 from tests.reference import tiny_model

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from mask2former.errors import DataError
+from mask2former.io.errors import DataError
 from mask2former.training.checkpoint import (
     Checkpoint,
     has_checkpoint,

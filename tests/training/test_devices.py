@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mask2former.backbones.resnet import FrozenBatchNorm2d
+from mask2former.model.backbones.resnet import FrozenBatchNorm2d
 from mask2former.training.devices import make_accelerator, synchronised
 from mask2former.training.recipe import Recipe, RecipeError
 

@@ -19,9 +19,9 @@ from mask2former import (
     Mask2FormerImageProcessor,
     SwinConfig,
 )
-from mask2former.data.synthetic import SceneDataset
-from mask2former.errors import DataError
+from mask2former.data.scene_dataset import SceneDataset
 from mask2former.evaluation.evaluate import evaluate
+from mask2former.io.errors import DataError
 from mask2former.training.devices import make_accelerator
 from mask2former.training.recipe import Recipe, RecipeError
 from mask2former.training.run import Evaluation

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mask2former.errors import DataError
+from mask2former.io.errors import DataError
 from mask2former.training import history
 from mask2former.training.history import History, read_history
 

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from mask2former.errors import DataError
+from mask2former.io.errors import DataError
 from mask2former.training.recipe import Recipe, parse, read_recipe
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}

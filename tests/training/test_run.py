@@ -13,7 +13,7 @@ from mask2former import (
     Mask2FormerImageProcessor,
     SwinConfig,
 )
-from mask2former.errors import DataError
+from mask2former.io.errors import DataError
 from mask2former.training.checkpoint import has_checkpoint, load_newest
 from mask2former.training.recipe import Recipe, RecipeError, read_recipe
 from mask2former.training.run import Evaluation

@@ -4,9 +4,8 @@ import itertools
 import torch
 
 from mask2former import Mask2FormerForUniversalSegmentation
-from mask2former.data.synthetic import SceneDataset
-from mask2former.evaluation.synthetic import HELD_OUT_SEEDS
-from mask2former.synthetic import render_scene
+from mask2former.data.scene_dataset import SceneDataset
+from mask2former.scenes.scene import HELD_OUT_SEEDS, render_scene
 from mask2former.training import synthetic
 from tests.reference import tiny_model
 

@@ -1,0 +1,1 @@
+"""Image -> tensor -> segmentation: preprocessing, post-processing and pictures."""

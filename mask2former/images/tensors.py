@@ -1,0 +1,140 @@
+"""Whatever holds an image (PIL, numpy, torch, lists of these) -> one tensor each."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mask2former.io.errors import DataError
+
+CHANNELS = (1, 3, 4)
+
+
+def image_list(images: Any, dimensions: int) -> list[Any]:
+    """The images one by one. An array or tensor of one dimension more than `dimensions` is a batch.
+
+    Raises:
+        ValueError: there are none.
+    """
+    is_batch = isinstance(images, (np.ndarray, Tensor)) and images.ndim == dimensions + 1
+    images = list(images) if is_batch or isinstance(images, (list, tuple)) else [images]
+    if not images:
+        raise ValueError("There are no images; give at least one.")
+    return images
+
+
+def image_tensor(
+    image: Any, index: int, input_data_format: str | None = None, convert_rgb: bool = True
+) -> Tensor:
+    """An image as (3, H, W): uint8 where it has 8 or 16 bits or is binary, else float32 as it is.
+
+    Args:
+        image: PIL image, or array or tensor (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.
+        index: its place in the batch, for messages.
+        input_data_format: "channels_first", "channels_last" or "none"; inferred if None.
+        convert_rgb: if False, refuse an image that is not RGB.
+
+    Raises:
+        DataError: it cannot be decoded, has no pixels, or is of PIL mode I or F.
+        ValueError: type, dtype or shape are not those of an image, or it is not RGB but should be.
+    """
+    mode = image.mode if isinstance(image, Image.Image) else None
+    if mode is not None:
+        image = _rgb_array(image, index)
+        input_data_format = "channels_last" if image.ndim == 3 else "none"
+    pixels = as_tensor(image, f"Image {index}")
+    pixels = _channels_first(pixels, index, input_data_format)
+    if pixels.numel() == 0:
+        raise DataError(f"Image {index} has no pixels (shape {tuple(pixels.shape)}); leave it out.")
+    if not convert_rgb and (mode not in (None, "RGB") or len(pixels) != 3):
+        raise ValueError(
+            f"Image {index} is not RGB, which do_convert_rgb=False demands; convert it first."
+        )
+    pixels = pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels[:3]
+    if pixels.dtype == torch.uint16:
+        return ((pixels.int() + 128) // 257).to(torch.uint8)
+    if pixels.dtype == torch.bool:
+        return pixels.to(torch.uint8) * 255
+    return pixels if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def warn_of_small_values(images: list[Tensor]) -> None:
+    """Warns of images that look as if they were rescaled before."""
+    for i, image in enumerate(images):
+        if image.is_floating_point() and 0 < image.max() <= 1:
+            warnings.warn(
+                f"Image {i} has values in 0 to 1, which rescale_factor makes smaller still; set "
+                "do_rescale=False.",
+                stacklevel=3,
+            )
+
+
+def _rgb_array(image: Image.Image, index: int) -> np.ndarray:
+    """uint8 (H, W, 3), or uint16 (H, W) of a 16-bit grey image."""
+    name = f"Image {index}"
+    wide = image.mode == "I" and image.format == "PNG"  # 16 bits, before Pillow had a mode for them
+    image = upright(image, name)
+    if image.mode.startswith("I;16") or wide:
+        return np.array(image).astype(np.uint16)
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{name} is a PIL image of mode {image.mode}, whose range of values is unknown; "
+            "convert it to 8 bits per channel first."
+        )
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns if this step is left out
+    return np.array(image.convert("RGB"))
+
+
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """The decoded image, turned as its EXIF orientation says."""
+    if filename := getattr(image, "filename", ""):
+        name = f"{name} ({filename})"
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"{name} cannot be decoded ({error}); replace the file.") from error
+
+
+def as_tensor(values: Any, name: str) -> Tensor:
+    """A tensor as it is, or a numpy array copied into one. `name` is for messages."""
+    if isinstance(values, Tensor):
+        tensor = values
+    elif isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        # a copy, because torch takes neither negative strides nor foreign byte order nor read-only
+        tensor = torch.from_numpy(np.array(values, values.dtype.newbyteorder("="), order="C"))
+    else:
+        kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(
+            f"{name} must be a PIL image, a numpy array of numbers or a torch tensor, not {kind}."
+        )
+    if tensor.is_complex():
+        raise ValueError(f"{name} must hold real numbers, not {tensor.dtype}.")
+    return tensor
+
+
+def _channels_first(pixels: Tensor, index: int, input_data_format: str | None) -> Tensor:
+    """(C, H, W) of an image in either order or without channels.
+
+    Both orders possible, as in (3, H, 3), means channels first, as in transformers.
+    """
+    if pixels.ndim == 2 and input_data_format in (None, "none"):
+        return pixels[None]
+    if pixels.ndim == 3:
+        if input_data_format is None:
+            first = pixels.shape[0] in CHANNELS or pixels.shape[-1] not in CHANNELS
+            input_data_format = "channels_first" if first else "channels_last"
+        if input_data_format == "channels_last":
+            pixels = pixels.permute(2, 0, 1)
+        if input_data_format in ("channels_first", "channels_last") and len(pixels) in CHANNELS:
+            return pixels
+    raise ValueError(
+        f"Image {index} of shape {tuple(pixels.shape)} and input_data_format {input_data_format!r} "
+        "is not (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels."
+    )

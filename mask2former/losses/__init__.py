@@ -1,0 +1,1 @@
+"""Training targets, Hungarian matching and the loss."""

@@ -1,0 +1,1 @@
+"""The parts of the network: backbone, pixel decoder, transformer decoder."""

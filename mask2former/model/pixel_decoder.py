@@ -1,0 +1,239 @@
+"""Pixel decoder: multi-scale deformable attention over three levels, then one FPN level per finer
+feature map (Cheng et al. 2022, section 3.2.1 and appendix)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mask2former.configuration import NUM_LEVELS, NUM_POINTS, Mask2FormerConfig
+from mask2former.model.feed_forward import feed_forward
+from mask2former.model.gradient_checkpointing import LayerStack, recomputed
+from mask2former.model.in_parts import goes_in_parts
+from mask2former.model.padding import cell_mask, group_norm, resize, without_padding
+from mask2former.model.position import sine_position_embedding
+from mask2former.model.precision import full_precision
+from mask2former_ops.modules import MSDeformAttn
+
+NUM_GROUPS = 32  # of every group normalisation
+
+
+class PixelDecoderOutput(NamedTuple):
+    """What the transformer decoder looks at.
+
+    `levels` are (N, feature_size, H_i, W_i), coarsest first, with `valid` bool (N, H_i, W_i) beside
+    them; `mask_features` is (N, mask_feature_size, H, W) at the common stride. `pixel_mask` is the
+    batch's, bool at the resolution of the input, or None when nothing is padding.
+    """
+
+    levels: list[Tensor]
+    valid: list[Tensor]
+    mask_features: Tensor
+    pixel_mask: Tensor | None
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and feed-forward network, post-norm."""
+
+    def __init__(self, config: Mask2FormerConfig) -> None:
+        super().__init__()
+        dim = config.feature_size
+        self.self_attn = MSDeformAttn(dim, NUM_LEVELS, config.num_attention_heads, NUM_POINTS)
+        self.self_attn_norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, config.encoder_feedforward_dim)
+        self.fc2 = nn.Linear(config.encoder_feedforward_dim, dim)
+        self.final_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        reference_points: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor,
+        padding: Tensor | None,
+    ) -> Tensor:
+        attended = self.self_attn(
+            x + position, reference_points, x, spatial_shapes, level_start_index, padding
+        )
+        x = feed_forward(
+            x + self.dropout(attended),
+            self.self_attn_norm,
+            self.fc1,
+            F.relu,
+            self.fc2,
+            normed_residual=True,
+            inner_dropout=self.dropout,
+            dropout=self.dropout,
+        )
+        return self.final_norm(x)
+
+
+def reference_points(valid: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Centre of each position, seen from each level.
+
+    Args:
+        valid: bool (N, H_i, W_i) per level, True in the image's top-left rectangle.
+
+    Returns:
+        (N, S, levels, 2) as (x, y), in fractions of the padded level.
+    """
+    extents = [torch.stack((v[:, 0].sum(1), v[:, :, 0].sum(1)), -1).to(dtype) for v in valid]
+    centres = []
+    for mask, extent in zip(valid, extents, strict=True):
+        _, height, width = mask.shape
+        y, x = torch.meshgrid(
+            torch.arange(height, dtype=dtype, device=mask.device) + 0.5,
+            torch.arange(width, dtype=dtype, device=mask.device) + 0.5,
+            indexing="ij",
+        )
+        centres.append(torch.stack((x, y), dim=-1).view(1, -1, 2) / extent[:, None])
+    ratios = [e / e.new_tensor(v.shape[:0:-1]) for v, e in zip(valid, extents, strict=True)]
+    return torch.cat(centres, dim=1)[:, :, None] * torch.stack(ratios, dim=1)[:, None]
+
+
+def _conv_norm(in_channels: int, out_channels: int, kernel: int, bias: bool) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias),
+        nn.GroupNorm(NUM_GROUPS, out_channels),
+    )
+
+
+def _apply(layers: nn.Sequential, x: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """Convolution and group norm of the image alone; `x` is zero in the padding."""
+    convolution, norm = layers
+    return group_norm(convolution(x), norm, pixel_mask)
+
+
+def _merge(lateral: nn.Sequential, fine: Tensor, coarse: Tensor, mask: Tensor | None) -> Tensor:
+    """The FPN's sum of a backbone map and the next coarser level."""
+    x = _apply(lateral, fine, mask)
+    return without_padding(x + resize(coarse, x.shape[-2:], mask), mask)
+
+
+class PixelDecoder(LayerStack):
+    """Mixes the three coarsest backbone levels, then climbs to the common stride.
+
+    Args:
+        config: the model's configuration.
+        channels: widths of the backbone's feature maps, finest first.
+
+    Raises:
+        ValueError: the feature maps, strides or widths do not fit together.
+    """
+
+    def __init__(self, config: Mask2FormerConfig, channels: list[int]) -> None:
+        super().__init__()
+        dim = config.feature_size
+        if dim % NUM_GROUPS:
+            raise ValueError(f"feature_size is {dim}; it must be a multiple of {NUM_GROUPS}.")
+        finest = min(config.feature_strides[-NUM_LEVELS:])
+        self.num_fpn_levels = int(math.log2(finest) - math.log2(config.common_stride))
+        if len(config.feature_strides) < NUM_LEVELS or finest < config.common_stride:
+            raise ValueError(
+                f"feature_strides {config.feature_strides} must have at least {NUM_LEVELS} "
+                f"entries, the last {NUM_LEVELS} of them no smaller than common_stride "
+                f"{config.common_stride}."
+            )
+        if len(channels) < NUM_LEVELS + self.num_fpn_levels:
+            raise ValueError(
+                f"The backbone returns {len(channels)} feature maps, but feature_strides "
+                f"{config.feature_strides} and common_stride {config.common_stride} need "
+                f"{NUM_LEVELS + self.num_fpn_levels}; name more stages in out_features."
+            )
+        coarse = channels[-NUM_LEVELS:][::-1]
+        self.input_projections = nn.ModuleList([_conv_norm(c, dim, 1, bias=True) for c in coarse])
+        self.level_embed = nn.Parameter(torch.empty(NUM_LEVELS, dim))
+        self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.encoder_layers)])
+        fine = channels[: self.num_fpn_levels]
+        self.lateral_convs = nn.ModuleList([_conv_norm(c, dim, 1, bias=False) for c in fine])
+        self.output_convs = nn.ModuleList([_conv_norm(dim, dim, 3, bias=False) for _ in fine])
+        self.mask_projection = nn.Conv2d(dim, config.mask_feature_size, 1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.level_embed)
+        for layer in self.layers:
+            nn.init.xavier_uniform_(layer.fc1.weight)
+            nn.init.xavier_uniform_(layer.fc2.weight)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features: list[Tensor], pixel_mask: Tensor | None) -> PixelDecoderOutput:
+        """`features` finest first; `pixel_mask` bool (N, H, W), True where there is image.
+
+        Under autocast all is computed in the dtype of the parameters, as in the paper's code.
+        """
+        with full_precision(features[0].device):
+            return self._decode([x.to(self.level_embed.dtype) for x in features], pixel_mask)
+
+    def _decode(self, features: list[Tensor], pixel_mask: Tensor | None) -> PixelDecoderOutput:
+        coarse = features[-NUM_LEVELS:][::-1]
+        levels = [
+            _apply(projection, x, pixel_mask)
+            for projection, x in zip(self.input_projections, coarse, strict=True)
+        ]
+        levels, valid = self._encode(levels, pixel_mask)
+        # One image at a time on a processor, whose allocator asks the system anew for all that is
+        # larger than 32 MiB.
+        pairs = *self.lateral_convs, *self.output_convs, [self.mask_projection]
+        in_parts = goes_in_parts(features[0], [layer for pair in pairs for layer in pair])
+        size = 1 if in_parts else len(features[0])
+        parts = zip(*(x.split(size) for x in (levels[-1], *features)), strict=True)
+        masks = itertools.repeat(None) if pixel_mask is None else pixel_mask.split(size)
+        mask_features = [
+            self._climb(finest, fine, mask)
+            for (finest, *fine), mask in zip(parts, masks, strict=False)
+        ]
+        return PixelDecoderOutput(levels, valid, torch.cat(mask_features), pixel_mask)
+
+    def _climb(self, finest: Tensor, features: list[Tensor], pixel_mask: Tensor | None) -> Tensor:
+        """From the finest level to the mask features, by an FPN over the finer feature maps."""
+        for index in reversed(range(self.num_fpn_levels)):
+            convolution = self.lateral_convs[index]
+            merged = recomputed(_merge, convolution, features[index], finest, pixel_mask)
+            finest = _apply(self.output_convs[index], merged, pixel_mask).relu_()
+        return self.mask_projection(finest)
+
+    def _encode(
+        self, levels: list[Tensor], pixel_mask: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Deformable self-attention over all levels at once; also each level's mask."""
+        dtype, device = levels[0].dtype, levels[0].device
+        shapes = [tuple(x.shape[-2:]) for x in levels]
+        sizes = [height * width for height, width in shapes]
+        if pixel_mask is None:
+            valid = [
+                torch.ones(len(x), *x.shape[-2:], dtype=torch.bool, device=device) for x in levels
+            ]
+        else:
+            valid = [cell_mask(pixel_mask, height, width) for height, width in shapes]
+        spatial_shapes = torch.tensor(shapes, device=device)
+        level_start_index = spatial_shapes.prod(1).cumsum(0) - spatial_shapes.prod(1)
+        positions = [
+            sine_position_embedding(mask, x.shape[1], dtype) + embed[:, None, None]
+            for mask, x, embed in zip(valid, levels, self.level_embed, strict=True)
+        ]
+        position = torch.cat([p.flatten(2).transpose(1, 2) for p in positions], dim=1)
+        x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+        padding = None
+        if pixel_mask is not None:
+            padding = ~torch.cat([mask.flatten(1) for mask in valid], dim=1)
+        # Half precision is half a cell coarse at 128 cells, and the layer's locations follow these.
+        points = reference_points(valid, torch.promote_types(dtype, torch.float32))
+        for layer in self.layers:
+            x = self.run(layer, x, position, points, spatial_shapes, level_start_index, padding)
+        levels = [
+            part.transpose(1, 2).unflatten(2, shape)
+            for part, shape in zip(x.split(sizes, dim=1), shapes, strict=True)
+        ]
+        return levels, valid

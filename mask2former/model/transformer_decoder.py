@@ -1,0 +1,251 @@
+"""Transformer decoder with masked attention, and the mask head (Cheng et al. 2022, section 3.2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mask2former.configuration import NUM_LEVELS, Mask2FormerConfig
+from mask2former.configuration.activations import ACTIVATIONS
+from mask2former.model.gradient_checkpointing import LayerStack, recomputed
+from mask2former.model.padding import resize
+from mask2former.model.pixel_decoder import PixelDecoderOutput
+from mask2former.model.position import sine_position_embedding
+
+
+@dataclass
+class DecoderOutput:
+    """One prediction per entry of `states`: from the learned queries, then after each layer.
+
+    `last` is (N, Q, C); `states` are the same after the final layer norm, ready for the class head;
+    `mask_embeddings` are (N, Q, mask_feature_size), to be multiplied with the mask features.
+    `hidden_states` and `attentions` are filled when asked for.
+    """
+
+    last: Tensor
+    states: list[Tensor] = field(default_factory=list)
+    mask_embeddings: list[Tensor] = field(default_factory=list)
+    hidden_states: list[Tensor] = field(default_factory=list)
+    attentions: list[Tensor] = field(default_factory=list)
+
+
+def mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+    """Masks of queries: (N, Q, C) and (N, C, H, W) -> logits (N, Q, H, W)."""
+    return torch.einsum("nqc,nchw->nqhw", mask_embeddings, mask_features)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with separate projections of query, key and value."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
+    ) -> Tensor:
+        """(N, Q, C) queries over (N, S, C) keys; `allowed` bool (N, 1, Q, S), True to attend."""
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(
+            self._heads(self.query(query)),
+            self._heads(self.key(key)),
+            self._heads(self.value(value)),
+            allowed,
+            dropout,
+        )
+        return self.output(out.transpose(1, 2).flatten(2))
+
+    def weights(self, query: Tensor, key: Tensor) -> Tensor:
+        """The attention probabilities (N, heads, Q, S), for inspection."""
+        query, key = self._heads(self.query(query)), self._heads(self.key(key))
+        return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward network; post-norm or pre-norm."""
+
+    def __init__(self, config: Mask2FormerConfig) -> None:
+        super().__init__()
+        dim, heads = config.hidden_dim, config.num_attention_heads
+        self.pre_norm = config.pre_norm
+        self.cross_attn = Attention(dim, heads, config.dropout)
+        self.cross_attn_norm = nn.LayerNorm(dim)
+        self.self_attn = Attention(dim, heads, config.dropout)
+        self.self_attn_norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, config.dim_feedforward)
+        self.fc2 = nn.Linear(config.dim_feedforward, dim)
+        self.final_norm = nn.LayerNorm(dim)
+        self.activation = ACTIVATIONS[config.activation_function]
+        self.dropout = nn.Dropout(config.dropout)
+
+    def _residual(self, x: Tensor, norm: nn.LayerNorm, branch) -> Tensor:
+        if self.pre_norm:
+            return x + self.dropout(branch(norm(x)))
+        return norm(x + self.dropout(branch(x)))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.dropout(self.activation(self.fc1(x))))
+
+    def forward(
+        self,
+        x: Tensor,
+        query_position: Tensor,
+        memory: Tensor,
+        placed_memory: Tensor,
+        allowed: Tensor,
+        output_attentions: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One step of the queries `x` (N, Q, C) over `memory` (N, S, C), whose keys are of
+        `placed_memory`, the same with its position.
+
+        Returns the queries and, if asked for, the self-attention probabilities.
+        """
+        weights = None
+
+        def cross(y: Tensor) -> Tensor:
+            inputs = y + query_position, placed_memory, memory, allowed
+            if y.device.type == "cpu":  # where memory is cheaper than time
+                return self.cross_attn(*inputs)
+            return recomputed(self.cross_attn, *inputs)
+
+        def among(y: Tensor) -> Tensor:
+            nonlocal weights
+            placed = y + query_position
+            if output_attentions:
+                weights = self.self_attn.weights(placed, placed)
+            return self.self_attn(placed, placed, y)
+
+        x = self._residual(x, self.cross_attn_norm, cross)
+        x = self._residual(x, self.self_attn_norm, among)
+        return self._residual(x, self.final_norm, self._feed_forward), weights
+
+
+class TransformerDecoder(LayerStack):
+    """Learned queries that look, layer by layer, only where their own last mask is."""
+
+    def __init__(self, config: Mask2FormerConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.query_features = nn.Embedding(config.num_queries, dim)
+        self.query_position = nn.Embedding(config.num_queries, dim)
+        self.level_embed = nn.Embedding(NUM_LEVELS, dim)
+        projects = config.feature_size != dim or config.enforce_input_projection
+        self.input_projections = nn.ModuleList(
+            [
+                nn.Conv2d(config.feature_size, dim, 1) if projects else nn.Identity()
+                for _ in range(NUM_LEVELS)
+            ]
+        )
+        self.layers = nn.ModuleList(
+            [DecoderLayer(config) for _ in range(config.decoder_layers - 1)]
+        )
+        self.norm = nn.LayerNorm(dim)
+        widths = [dim, dim, dim, config.mask_feature_size]
+        self.mask_embedder = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
+        self._initialise(config.init_xavier_std)
+
+    def _initialise(self, gain: float) -> None:
+        # Embeddings keep their standard normal, and the mask head nn.Linear's default, as in the
+        # paper's code, whatever transformers' versions made of it.
+        for parameter in self.layers.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter, gain=gain)
+        for attention in (m for m in self.layers.modules() if isinstance(m, Attention)):
+            for projection in (attention.query, attention.key, attention.value):
+                # There these three are one matrix, with the wider fan of three.
+                nn.init.xavier_uniform_(projection.weight, gain=gain * math.sqrt(0.5))
+                nn.init.zeros_(projection.bias)
+            nn.init.zeros_(attention.output.bias)
+        for projection in self.input_projections:
+            if isinstance(projection, nn.Conv2d):
+                nn.init.xavier_uniform_(projection.weight, gain=gain)
+                nn.init.zeros_(projection.bias)
+
+    def embed_masks(self, states: Tensor) -> Tensor:
+        """Mask embeddings (N, Q, mask_feature_size) of normalised states (N, Q, C)."""
+        for linear in self.mask_embedder[:-1]:
+            states = F.relu(linear(states))
+        return self.mask_embedder[-1](states)
+
+    def forward(
+        self,
+        pixels: PixelDecoderOutput,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> DecoderOutput:
+        dtype = pixels.mask_features.dtype
+        memories = [
+            (project(level) + embed[:, None, None]).flatten(2).transpose(1, 2)
+            for project, level, embed in zip(
+                self.input_projections, pixels.levels, self.level_embed.weight, strict=True
+            )
+        ]
+        placed = [
+            x + sine_position_embedding(valid, x.shape[-1], dtype).flatten(2).transpose(1, 2)
+            for x, valid in zip(memories, pixels.valid, strict=True)
+        ]
+        # Resizing is linear, so the mask at a level's size comes from features shrunk once.
+        features = pixels.mask_features.detach()
+        shrunk = [resize(features, x.shape[-2:], pixels.pixel_mask) for x in pixels.levels]
+        n = pixels.mask_features.shape[0]
+        x = self.query_features.weight.expand(n, -1, -1)
+        query_position = self.query_position.weight.expand(n, -1, -1)
+        out = DecoderOutput(last=x)
+        self._predict(x, out)
+        for index, layer in enumerate(self.layers):
+            if output_hidden_states:
+                out.hidden_states.append(x)
+            level = index % NUM_LEVELS
+            allowed = attention_mask(out.mask_embeddings[-1], shrunk[level], pixels.valid[level])
+            x, weights = self.run(
+                layer,
+                x,
+                query_position,
+                memories[level],
+                placed[level],
+                allowed,
+                output_attentions,
+            )
+            if output_attentions:
+                out.attentions.append(weights)
+            self._predict(x, out)
+        if output_hidden_states:
+            out.hidden_states.append(x)
+        out.last = x
+        return out
+
+    def _predict(self, x: Tensor, out: DecoderOutput) -> None:
+        out.states.append(self.norm(x))
+        out.mask_embeddings.append(self.embed_masks(out.states[-1]))
+
+
+@torch.no_grad()
+def attention_mask(mask_embeddings: Tensor, features: Tensor, valid: Tensor) -> Tensor:
+    """Where each query may look: inside its own mask (equation 2 of the paper).
+
+    A query with an empty mask looks everywhere in the image.
+
+    Args:
+        mask_embeddings: (N, Q, C).
+        features: mask features at the level's size, (N, C, H, W).
+        valid: bool (N, H, W), True where there is image.
+
+    Returns:
+        bool (N, 1, Q, H * W), True to attend; one mask for all heads.
+    """
+    valid = valid.flatten(1)[:, None]
+    inside = (mask_logits(mask_embeddings, features).flatten(2) >= 0) & valid
+    empty = ~inside.any(-1, keepdim=True)
+    return (inside | (empty & valid))[:, None]
