@@ -92,7 +92,7 @@ def open_dataset(
         elif kind == "label_folder":
             dataset = label_folder.open_split(path, split, reduce_labels, skip_bad)
         else:
-            dataset = huggingface.open_split(path, split, reduce_labels, skip_bad)
+            dataset = huggingface_datasets.open_split(path, split, reduce_labels, skip_bad)
     if len(dataset) == 0:
         bad = dataset.skipped
         why = f"; of {len(bad)} bad records the first: {bad[0]}" if bad else "; check the files."
