@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 from mask2former.cli.usage import UsageError
@@ -69,14 +70,15 @@ def run(args: argparse.Namespace) -> int:
     for option in ("samples", "workers"):
         if getattr(args, option) < 0:
             raise UsageError(f"--{option} is {getattr(args, option)}; give 0 or more")
-    from mask2former.data.inspection.inspection import inspect, report
+    from mask2former.data.inspection.inspect_dataset import inspect_dataset
+    from mask2former.data.inspection.text_report import report
     from mask2former.io.files import write_text
 
     dataset, notes = _open(args)
-    found = inspect(dataset, args.workers, notes, progress=True)
+    found = inspect_dataset(dataset, args.workers, notes, progress=True)
     print(report(found))
     if args.json:
-        content = json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n"
+        content = json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n"
         _write(args.json, "--json", lambda path: write_text(path, content))
     if args.samples and found.images:
         _write_sheet(dataset, args)
