@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mask2former.cli.predict import fraction, make_folder
 from mask2former.cli.usage import UsageError
 from mask2former.io.errors import DataError
+
+if TYPE_CHECKING:
+    from mask2former.data.open_dataset import FoundDataset
 
 METRICS = ("pq", "ap", "boundary-ap", "miou")
 
@@ -118,13 +122,14 @@ def _whole(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table and write the report."""
     from mask2former.cli.inference import load_model
-    from mask2former.data.open_dataset import as_task
+    from mask2former.data.open_dataset import as_task, find_dataset
     from mask2former.evaluation.evaluate import check_metrics, evaluate
     from mask2former.evaluation.segmenter import Segmenter
 
     with _processes(args.device) as (device, rank, ranks):
-        split = _split(args)
-        dataset = _open(args, split)
+        found = find_dataset(args.data)
+        split = _split(found, args)
+        dataset = _open(found, split, args)
         metrics = check_metrics(dataset, args.metrics)
         if set(metrics) <= {"ap", "boundary-ap"}:
             dataset = as_task(dataset, "instance")  # the model need not know the stuff
@@ -163,13 +168,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _split(args: argparse.Namespace) -> str | None:
+def _split(found: FoundDataset, args: argparse.Namespace) -> str | None:
     """The split asked for, else of several the one for validation; None for a COCO file's own."""
-    from mask2former.data.open_dataset import available_splits
-
     if args.split is not None or (args.data.is_file() and args.data.suffix.lower() == ".json"):
         return args.split
-    names = available_splits(args.data)
+    names = list(found.splits)
     validation = [name for name in names if name.startswith("val")]
     for choice in (names, validation):
         if len(choice) == 1:
@@ -179,20 +182,15 @@ def _split(args: argparse.Namespace) -> str | None:
     raise UsageError(f"{args.data} has {', '.join(names)}; say which with --split")
 
 
-def _open(args: argparse.Namespace, split: str | None):
-    from mask2former.data.open_dataset import open_dataset
-
+def _open(found: FoundDataset, split: str | None, args: argparse.Namespace):
     try:
-        return open_dataset(
-            args.data,
+        return found.open(
             split,
             images=args.images,
             reduce_labels=args.reduce_labels,
             skip_bad=args.skip_bad,
         )
     except ValueError as error:
-        if isinstance(error, DataError):
-            raise
         raise UsageError(str(error).rstrip(".")) from error
 
 

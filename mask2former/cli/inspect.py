@@ -87,22 +87,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace):
     """The data set, and the warnings that opening it gave."""
-    from mask2former.data.open_dataset import available_splits, open_dataset
+    from mask2former.data.open_dataset import find_dataset
 
-    if args.split is None and args.data.is_dir() and len(splits := available_splits(args.data)) > 1:
-        print(f"splits: {', '.join(splits)}; without --split this is train\n")
+    found = find_dataset(args.data)
+    if args.split is None and args.data.is_dir() and len(found.splits) > 1:
+        print(f"splits: {', '.join(found.splits)}; without --split this is train\n")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            dataset = open_dataset(
-                args.data,
+            dataset = found.open(
                 args.split,
                 images=args.images,
                 reduce_labels=args.reduce_labels,
                 skip_bad=True,
             )
-    except DataError:
-        raise
     except ValueError as error:
         raise UsageError(str(error).rstrip(".")) from error
     return dataset, [str(warning.message) for warning in caught]

@@ -192,8 +192,6 @@ def _open(path: Path, split: str | None, images: Path | None, args: argparse.Nam
         )
         return as_task(dataset, args.task or dataset.task)
     except ValueError as error:
-        if isinstance(error, DataError):
-            raise
         raise UsageError(str(error).rstrip(".")) from error
 
 
