@@ -14,7 +14,7 @@ from mask2former.data.augmentation import Augmentation, coco_lsj, few_images, se
 from mask2former.data.batches import collated, make_loader
 from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.data.scene_dataset import SceneDataset
-from mask2former.images.read import read_image
+from mask2former.images.read import read_tensor
 from mask2former.io.errors import DataError
 from mask2former.losses.annotations import IGNORED, VOID
 from tests.reference import tiny_model
@@ -38,7 +38,7 @@ class FileDataset(SegmentationDataset):
         return self.paths[index].name
 
     def __getitem__(self, index):
-        image = torch.from_numpy(np.array(read_image(self.paths[index]))).permute(2, 0, 1)
+        image = read_tensor(self.paths[index])
         masks = torch.zeros(image.shape[-2:], dtype=torch.int32)
         return Sample(self.name(index), image, masks, torch.tensor([0]), torch.tensor([False]))
 

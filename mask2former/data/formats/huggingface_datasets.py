@@ -150,7 +150,7 @@ def _pixels(image: Image.Image, where: str) -> Tensor:
     if image is None:
         raise DataError(f"{where} has no image; leave the row out.")
     try:
-        return image_tensor(image, 0).contiguous()
+        return image_tensor(image, 0)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
 
