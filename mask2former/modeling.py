@@ -21,7 +21,7 @@ from mask2former.model.outputs import (
     Mask2FormerForUniversalSegmentationOutput,
     Mask2FormerModelOutput,
 )
-from mask2former.model.padding import checked_mask, whole_cells
+from mask2former.model.padding import checked_mask, pad_to_multiple, valid_sizes
 from mask2former.model.pixel_decoder import PixelDecoder, PixelDecoderOutput
 from mask2former.model.transformer_decoder import DecoderOutput, TransformerDecoder, mask_logits
 
@@ -160,8 +160,8 @@ class Mask2FormerModel(_Pretrained):
         _check_inputs(pixel_values, pixel_mask, self.config.backbone_config.num_channels)
         pixel_mask = checked_mask(pixel_mask)
         if pixel_mask is not None:
-            pixel_values = whole_cells(pixel_values, self.backbone.stride)
-            pixel_mask = whole_cells(pixel_mask, self.backbone.stride)
+            pixel_values = pad_to_multiple(pixel_values, self.backbone.stride)
+            pixel_mask = pad_to_multiple(pixel_mask, self.backbone.stride)
         features = self.backbone(pixel_values, pixel_mask)
         return features, self.pixel_decoder(features, pixel_mask)
 
@@ -287,7 +287,7 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
         if pixels.pixel_mask is not None:
             stride = self.model.backbone.stride
             mask_labels = [
-                whole_cells(masks, stride, IGNORED if is_label_map(masks) else 0)
+                pad_to_multiple(masks, stride, IGNORED if is_label_map(masks) else 0)
                 for masks in mask_labels
             ]
         annotations = make_annotations(
@@ -323,8 +323,7 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[i
     height, width = (pixel_values if pixel_mask is None else pixel_mask).shape[-2:]
     if pixel_mask is None:
         return [(height, width, height, width)] * len(pixel_values)
-    valid = zip(pixel_mask.any(2).sum(1).tolist(), pixel_mask.any(1).sum(1).tolist(), strict=True)
-    return [(rows, columns, height, width) for rows, columns in valid]
+    return [(rows, columns, height, width) for rows, columns in valid_sizes(pixel_mask).tolist()]
 
 
 def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int) -> None:

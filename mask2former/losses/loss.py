@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from mask2former.configuration import Mask2FormerConfig
 from mask2former.losses.annotations import Annotation
 from mask2former.losses.matcher import Matches, match
-from mask2former.model.gradient_checkpointing import recomputed
 from mask2former.model.precision import full_precision
 from mask2former_ops import point_sample, uncertain_points
 
@@ -143,7 +142,7 @@ def _image_losses(
     # All points of an annotated mask at once.
     together = points.view(masks, predictions * points.shape[1], 2)
     labels, weights = annotation.sample(together), annotation.weights(together)
-    each = recomputed(_point_losses, sampled, labels.view_as(sampled), weights.view_as(sampled))
+    each = _point_losses(sampled, labels.view_as(sampled), weights.view_as(sampled))
     return torch.stack([loss.view(masks, predictions).sum(0) for loss in each])
 
 
