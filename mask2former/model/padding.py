@@ -49,10 +49,10 @@ def checked_mask(pixel_mask: Tensor | None) -> Tensor | None:
     return mask
 
 
-def pad_to_multiple(x: Tensor, multiple: int, value: int = 0) -> Tensor:
-    """Pixels, masks or labels (..., H, W), padded at the bottom and right with `value`."""
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pixels or their mask (..., H, W) with zeros at the bottom and right up to a multiple."""
     height, width = x.shape[-2:]
-    return F.pad(x, (0, -width % multiple, 0, -height % multiple), value=value)
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
 
 
 def mask_padding(x: Tensor, pixel_mask: Tensor | None) -> Tensor:
