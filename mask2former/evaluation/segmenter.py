@@ -112,7 +112,7 @@ class Segmenter:
     def instance_map(self, logits: SimpleNamespace) -> dict[str, Any]:
         """What `panoptic` returns, of the things that are surer than the threshold: the surer one
         covers the other."""
-        result = post_processing.instance_segmentation(
+        return post_processing.instance_segmentation(
             logits,
             self.threshold,
             self.mask_threshold,
@@ -121,5 +121,3 @@ class Segmenter:
             thing_label_ids=self.things,
             candidates=INSTANCES_PER_IMAGE,
         )[0]
-        segments = [{**segment, "id": segment["id"] + 1} for segment in result["segments_info"]]
-        return {"segmentation": result["segmentation"] + 1, "segments_info": segments}

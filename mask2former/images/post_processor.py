@@ -54,7 +54,7 @@ class PostProcessor:
         }
         if self.hf_compat:
             return hf_compat.instance_segmentation(outputs, threshold, target_sizes, **forms)
-        return post_processing.instance_segmentation(
+        results = post_processing.instance_segmentation(
             outputs,
             threshold,
             mask_threshold,
@@ -63,6 +63,12 @@ class PostProcessor:
             thing_label_ids=self.thing_label_ids,
             **forms,
         )
+        for result in results:
+            for segment in result["segments_info"]:
+                segment["id"] -= 1
+            if not any(forms.values()):
+                result["segmentation"] -= 1
+        return results
 
     def post_process_panoptic_segmentation(
         self,

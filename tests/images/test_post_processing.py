@@ -94,7 +94,7 @@ def test_row_1_details_finer_than_384_pixels_survive():
         class_queries_logits=torch.tensor([[[9.0, 0.0]]]), masks_queries_logits=stripes - 20
     )
     result = instance_segmentation(outputs, target_sizes=[(4, 1200)])[0]["segmentation"]
-    assert torch.equal(result[0] == 0, torch.arange(1200) % 2 == 0)
+    assert torch.equal(result[0] == 1, torch.arange(1200) % 2 == 0)
 
 
 def test_row_2_without_target_sizes_the_padding_is_cropped_from_the_logits():
@@ -202,7 +202,7 @@ def paper_panoptic(outputs, target, threshold, overlap, stuff):
     kept = [
         q
         for q in range(len(scores))
-        if labels[q] < outputs.class_queries_logits.shape[-1] - 1 and scores[q] > threshold
+        if labels[q] < outputs.class_queries_logits.shape[-1] - 1 and scores[q] >= threshold
     ]
     owner = (masks[kept] * scores[kept, None, None]).argmax(0)
     segmentation, segments, stuff_ids = torch.zeros(target, dtype=torch.int32), [], {}
@@ -306,11 +306,11 @@ def test_row_6_panoptic_is_int32_with_void_0_and_ids_from_1(threshold):
 
 
 @pytest.mark.parametrize("threshold", [0.3, 1.1])
-def test_row_6_instance_is_int32_with_void_minus_1_and_ids_from_0(threshold):
+def test_row_6_instance_is_int32_with_void_0_and_ids_from_1(threshold):
     result = instance_segmentation(random_outputs(), threshold, target_sizes=[(11, 13)])[0]
     assert result["segmentation"].dtype == torch.int32
     ids = {s["id"] for s in result["segments_info"]}
-    assert ids == set(range(len(ids))) == set(result["segmentation"].unique().tolist()) - {-1}
+    assert ids == set(range(1, len(ids) + 1)) == set(result["segmentation"].unique().tolist()) - {0}
     assert bool(ids) == (threshold < 1)
     assert result["segmentation"].shape == (11, 13)
 
@@ -331,7 +331,7 @@ def test_row_6_nothing_found_in_the_other_forms():
 
 @pytest.mark.parametrize(
     ("mask_threshold", "expected", "mean"),
-    [(0.3, [0, 0, 0, -1], 2.05 / 3), (0.5, [0, 0, -1, -1], 1.65 / 2), (0.9, [0, -1, -1, -1], 0.95)],
+    [(0.3, [1, 1, 1, 0], 2.05 / 3), (0.5, [1, 1, 0, 0], 1.65 / 2), (0.9, [1, 0, 0, 0], 0.95)],
 )
 def test_row_7_instance_masks_honour_the_mask_threshold(mask_threshold, expected, mean):
     outputs = made_outputs((1, 0.9, [0.95, 0.7, 0.4, 0.1]))
@@ -352,9 +352,9 @@ def test_as_many_pairs_of_query_and_label_are_candidates_as_are_asked_for():
 
 def test_row_7_instances_hidden_by_others_are_left_out_of_the_map():
     outputs = made_outputs((0, 0.9, [0.9, 0.9, 0.9, 0.01]), (1, 0.8, [0.01, 0.9, 0.9, 0.9]))
-    assert instance_segmentation(outputs)[0]["segmentation"].tolist() == [[0, 0, 0, -1]]
+    assert instance_segmentation(outputs)[0]["segmentation"].tolist() == [[1, 1, 1, 0]]
     third = instance_segmentation(outputs, overlap_mask_area_threshold=1 / 3)[0]
-    assert third["segmentation"].tolist() == [[0, 0, 0, 1]]
+    assert third["segmentation"].tolist() == [[1, 1, 1, 2]]
 
 
 def test_an_instance_left_out_hides_nothing():
@@ -364,7 +364,7 @@ def test_an_instance_left_out_hides_nothing():
         (2, 0.7, [0.01, 0.01, 0.9, 0.9]),
     )
     result = instance_segmentation(outputs)[0]
-    assert result["segmentation"].tolist() == [[0, 0, 1, 1]]
+    assert result["segmentation"].tolist() == [[1, 1, 2, 2]]
     assert [s["label_id"] for s in result["segments_info"]] == [0, 2]
 
 
@@ -372,7 +372,7 @@ def test_an_instance_left_out_hides_nothing():
 def test_row_8_the_higher_score_wins_in_any_order_of_queries(order):
     queries = [(0, 0.9, [0.9, 0.9, 0.01, 0.01]), (1, 0.7, [0.01, 0.9, 0.9, 0.9])]
     result = instance_segmentation(made_outputs(*queries[::order]), overlap_mask_area_threshold=0.5)
-    assert result[0]["segmentation"].tolist() == [[0, 0, 1, 1]]
+    assert result[0]["segmentation"].tolist() == [[1, 1, 2, 2]]
     assert [s["label_id"] for s in result[0]["segments_info"]] == [0, 1]
 
 
@@ -382,15 +382,15 @@ def test_row_8_logits_are_resized_before_they_are_thresholded():
     expected = F.interpolate(
         outputs.masks_queries_logits, size=(3, 40), mode="bilinear", align_corners=False
     )
-    assert torch.equal(result == 0, expected[0, 0] > 0)
-    assert (result == 0).sum().item() != 3 * 20  # what resizing the binary mask would give
+    assert torch.equal(result == 1, expected[0, 0] >= 0)
+    assert (result == 1).sum().item() != 3 * 20  # what resizing the binary mask would give
 
 
 def test_a_score_is_class_probability_times_mean_mask_probability_inside():
     outputs = made_outputs((2, 0.8, [0.9, 0.7, 0.2, 0.1]))
     (segment,) = instance_segmentation(outputs, threshold=0.6)[0]["segments_info"]
     assert segment["score"] == pytest.approx(0.8 * 0.8, abs=1e-5)
-    assert segment == {"id": 0, "label_id": 2, "was_fused": False, "score": segment["score"]}
+    assert segment == {"id": 1, "label_id": 2, "was_fused": False, "score": segment["score"]}
     assert instance_segmentation(outputs, threshold=0.65)[0]["segments_info"] == []
 
 
@@ -455,6 +455,47 @@ def test_instances_at_384_are_those_of_transformers():
             assert mine["label_id"] == other["label_id"]
             assert mine["score"] == pytest.approx(other["score"], abs=1e-5)
             assert torch.equal(ours["segmentation"][i].float(), reference["segmentation"][j])
+
+
+# ---- thresholds ---------------------------------------------------------------------------------
+
+
+def half_and_half():
+    """One query whose class and mask probabilities are 0.5, exactly."""
+    return SimpleNamespace(
+        class_queries_logits=torch.tensor([[[0.0, 0.0]]]),
+        masks_queries_logits=torch.zeros(1, 1, 1, 2),
+    )
+
+
+def test_a_panoptic_score_and_a_mask_probability_equal_to_their_threshold_reach_it():
+    def result(threshold, mask_threshold):
+        return panoptic_segmentation(half_and_half(), threshold, mask_threshold)[0]["segmentation"]
+
+    # of two equal class probabilities the first is taken, which is not "no object"
+    assert result(0.5, 0.5).tolist() == [[1, 1]]
+    assert result(0.500001, 0.5).tolist() == [[0, 0]]
+    assert result(0.5, 0.500001).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("form", ["map", "return_binary_maps", "return_coco_annotation"])
+def test_an_instance_score_and_a_mask_probability_equal_to_their_threshold_reach_it(form):
+    def found(threshold, mask_threshold):
+        arguments = {} if form == "map" else {form: True}
+        results = instance_segmentation(half_and_half(), threshold, mask_threshold, **arguments)
+        return len(results[0]["segments_info"])
+
+    assert found(0.25, 0.5) == 1
+    assert found(0.250001, 0.5) == 0
+    assert found(0.25, 0.500001) == 0
+
+
+def test_a_visible_share_equal_to_the_overlap_threshold_reaches_it():
+    outputs = made_outputs((0, 0.9, [0.9, 0.9, 0.9, 0.01]), (1, 0.8, [0.9, 0.9, 0.9, 0.9]))
+    for segmentation in (instance_segmentation, panoptic_segmentation):
+        for overlap, expected in ((0.25, [[1, 1, 1, 2]]), (0.250001, [[1, 1, 1, 0]])):
+            result = segmentation(outputs, overlap_mask_area_threshold=overlap)[0]
+            assert result["segmentation"].tolist() == expected
 
 
 # ---- row 9 and dtypes ---------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 import inspect
 
 import pytest
+import torch
 
 from mask2former.images.processor import Mask2FormerImageProcessor
-from tests.samples import random_outputs
+from tests.samples import made_outputs, random_outputs
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,23 @@ def test_row_12_thresholds_default_to_the_documentation(task):
     assert parameters["threshold"].default == 0.5
     assert parameters["mask_threshold"].default == 0.5
     assert parameters["overlap_mask_area_threshold"].default == 0.8
+
+
+def test_documented_instance_ids_count_from_0_and_void_is_minus_1():
+    outputs = made_outputs((0, 0.9, [0.9, 0.9, 0.01, 0.01]), (1, 0.8, [0.01, 0.01, 0.9, 0.01]))
+    processor = Mask2FormerImageProcessor()
+    result = processor.post_process_instance_segmentation(outputs)[0]
+    assert result["segmentation"].tolist() == [[0, 0, 1, -1]]
+    for form in ({}, {"return_binary_maps": True}, {"return_coco_annotation": True}):
+        result = processor.post_process_instance_segmentation(outputs, **form)[0]
+        assert [segment["id"] for segment in result["segments_info"]] == [0, 1]
+    assert len(result["segmentation"]) == 2
+
+
+def test_without_instances_the_documented_map_is_void():
+    result = Mask2FormerImageProcessor().post_process_instance_segmentation(
+        made_outputs((0, 0.9, [0.9] * 4)), threshold=0.95
+    )[0]
+    assert result["segmentation"].dtype == torch.int32
+    assert result == {"segmentation": result["segmentation"], "segments_info": []}
+    assert result["segmentation"].tolist() == [[-1] * 4]
