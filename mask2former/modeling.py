@@ -128,6 +128,8 @@ def _overridden(config: Mask2FormerConfig, overrides: dict[str, Any]) -> Mask2Fo
         values["backbone_config"] = None  # of another backbone
     if overrides.get("num_labels", config.num_labels) != config.num_labels:
         del values["id2label"], values["label2id"]  # names of other labels
+    if {"num_labels", "id2label"} & set(overrides):
+        values["thing_label_ids"] = None  # of other labels
     changed = Mask2FormerConfig.from_dict(values | overrides)
     if label2id not in (None, changed.label2id):
         raise ValueError("label2id must be the inverse of id2label; leave it out.")
