@@ -127,7 +127,9 @@ def _overridden(config: Mask2FormerConfig, overrides: dict[str, Any]) -> Mask2Fo
     if "backbone" in overrides:
         values["backbone_config"] = None  # of another backbone
     if overrides.get("num_labels", config.num_labels) != config.num_labels:
-        del values["id2label"], values["label2id"]  # names of other labels
+        del values["id2label"], values["label2id"], values["thing_label_ids"]  # of other labels
+    if "id2label" in overrides:
+        values["thing_label_ids"] = None  # of other labels
     changed = Mask2FormerConfig.from_dict(values | overrides)
     if label2id not in (None, changed.label2id):
         raise ValueError("label2id must be the inverse of id2label; leave it out.")
