@@ -11,11 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "bias_activation.h"
 #include "ms_deform_attn.h"
 #include "point_sample.h"
 #include "uncertain_points.h"
-#include "window_attention.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

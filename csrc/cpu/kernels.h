@@ -3,10 +3,7 @@
 #include "simd.h"  // before what is written in it
 
 #include "cells.h"
-#include "exponential.h"
 
-#include "bias_activation_kernels.h"
 #include "ms_deform_attn_kernels.h"
 #include "point_sample_kernels.h"
 #include "uncertain_points_kernels.h"
-#include "window_attention_kernels.h"

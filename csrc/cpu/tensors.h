@@ -21,10 +21,4 @@ void for_floating(ScalarType dtype, Run run) {
   }
 }
 
-// The same where the checks have let float64 and float32 through only.
-template <typename Run>
-void for_real(ScalarType dtype, Run run) {
-  dtype == ScalarType::Double ? run(double{}) : run(float{});
-}
-
 }  // namespace mask2former

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from mask2former.data.batches import outlast_signals
 from mask2former.data.dataset import VOID, SegmentationDataset, Task
 from mask2former.evaluation.average_precision import AveragePrecision, Instances
+from mask2former.evaluation.dataset_predictor import DatasetPredictor
 from mask2former.evaluation.mean_iou import MeanIoU
 from mask2former.evaluation.panoptic_quality import PanopticQuality
-from mask2former.evaluation.segmenter import Segmenter
 from mask2former.evaluation.truth import Truth
 from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.images.thresholds import PAPER_THRESHOLDS, Thresholds
 from mask2former.io.errors import DataError
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
 
@@ -69,9 +70,8 @@ def evaluate(
     dataset: SegmentationDataset,
     metrics: Sequence[Metric] | None = None,
     *,
-    threshold: float = 0.8,
-    mask_threshold: float = 0.5,
-    overlap_threshold: float = 0.8,
+    thresholds: Thresholds = PAPER_THRESHOLDS,
+    paper_padding: bool = False,
     skip_bad: bool = False,
     gather: bool = False,
     workers: int = 0,
@@ -87,9 +87,12 @@ def evaluate(
         processor: prepares the images; its `size` decides how large the model sees them.
         metrics: by default panoptic quality and mean IoU of panoptic data, average precision of
             instances, mean IoU of semantic data.
-        threshold: class probability that a panoptic segment must exceed.
-        mask_threshold: least mask probability of a pixel of a segment or an instance.
-        overlap_threshold: least share of its mask that a panoptic segment keeps.
+        thresholds: of panoptic segments. Of instances only the mask threshold counts, because
+            average precision takes all of them.
+        paper_padding: reproduce the paper's code, where the padding of an image to a multiple of 32
+            takes part in everything, even of a single image: attention, normalisation and the
+            resize of mask logits see it. The mask logits of all queries are then held at the size
+            of the model's input. By default nothing depends on padding.
         skip_bad: pass over samples that cannot be read, and list them.
         gather: every process of torch.distributed's default group calls this; each takes its share
             of the images, and all return the results of all images.
@@ -104,17 +107,19 @@ def evaluate(
         ValueError: a metric is unknown.
     """
     metrics = check_metrics(dataset, metrics)
-    segmenter = Segmenter(model, processor, dataset, threshold, mask_threshold, overlap_threshold)
+    predictor = DatasetPredictor(
+        model, processor, dataset, thresholds=thresholds, paper_padding=paper_padding
+    )
     rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if gather else (0, 1)
     tally, failure = _Tally(dataset, metrics), None
     with _evaluating(model):
         share = range(rank, len(dataset), ranks)
-        truths = _read(_Truths(dataset, metrics, segmenter.things), share, workers)
+        truths = _read(_Truths(dataset, metrics, predictor.things), share, workers)
         for index, truth in tqdm(
             truths, "evaluating", len(share), unit="image", disable=not progress or rank > 0
         ):
             if not isinstance(truth, DataError):
-                tally.take(index, truth, segmenter)
+                tally.take(index, truth, predictor)
             elif skip_bad:
                 tally.skipped.append(str(truth))
             else:
@@ -220,26 +225,27 @@ class _Tally:
     def _mean_iou(self) -> MeanIoU:
         return MeanIoU(self.labels, ignore_label=VOID)
 
-    def take(self, index: int, truth: Truth, segmenter: Segmenter) -> None:
+    def take(self, index: int, truth: Truth, predictor: DatasetPredictor) -> None:
         """Segment one image and count what is right and wrong in it."""
-        logits = segmenter(truth.image, truth.name)
+        logits = predictor.logits(truth.image, truth.name)
         scores: dict[str, float] = {}
         if self.panoptic is not None:
-            predicted = segmenter.panoptic(logits)
+            found = predictor.panoptic(logits)
             one = self._panoptic_quality()
-            one.update(predicted["segmentation"], predicted["segments_info"], *truth.panoptic)
+            one.update(found.ids, found.segments, *truth.panoptic)
             self.panoptic.add(one)
             scores["pq"] = one.compute()["pq"]
         if self.semantic is not None:
             one = self._mean_iou()
-            one.update(segmenter.semantic(logits), truth.semantic)
+            one.update(predictor.labels(logits), truth.semantic)
             self.semantic.add(one)
             scores["miou"] = one.compute()["miou"]
         if self.instances is not None:
-            found = segmenter.instances(logits)
-            self.instances.update(index, found, truth.instances)
+            instances = predictor.instances(logits)
+            self.instances.update(index, instances, truth.instances)
             if not scores:
-                scores["overlap"] = mean_best_overlap(found, truth.instances, segmenter.threshold)
+                threshold = predictor.thresholds.threshold
+                scores["overlap"] = mean_best_overlap(instances, truth.instances, threshold)
         score = next(iter(scores.values()))
         self.images.append({"index": index, "image": truth.name, "score": score})
 
@@ -288,14 +294,14 @@ class _Tally:
 def mean_best_overlap(predictions: Instances, truths: Instances, threshold: float) -> float:
     """How well the instances of one image were found, from 0 to 1; nan if there are none.
 
-    Every true object, and every prediction with a score above `threshold`, has its best
+    Every true object, and every prediction with a score of at least `threshold`, has its best
     intersection over union with one of its class on the other side; this is the mean over all of
     them. Crowds count for nothing, nor do predictions of which more than half lies in a crowd of
     their class.
     """
     from faster_coco_eval import mask
 
-    kept = [i for i, score in enumerate(predictions.scores) if score > threshold]
+    kept = [i for i, score in enumerate(predictions.scores) if score >= threshold]
     if not kept or not truths.masks:
         objects = len(kept) + truths.crowd.count(False)
         return 0.0 if objects else float("nan")

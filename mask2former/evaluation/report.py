@@ -15,8 +15,8 @@ from PIL import Image
 import mask2former
 from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.data.sample_picture import named, panoptic_map, shrunk
+from mask2former.evaluation.dataset_predictor import DatasetPredictor
 from mask2former.evaluation.evaluate import Results
-from mask2former.evaluation.segmenter import Segmenter
 from mask2former.images.visualization import draw_segments, side_by_side
 
 PANEL_SIDE = 640  # pixels, the longer side of a picture
@@ -115,12 +115,12 @@ def worst_images(results: Results, count: int) -> list[dict[str, Any]]:
 
 
 def draw_worst_images(
-    results: Results, segmenter: Segmenter, dataset: SegmentationDataset, count: int = 6
+    results: Results, predictor: DatasetPredictor, dataset: SegmentationDataset, count: int = 6
 ) -> Image.Image | None:
     """Truth beside prediction, a row per image, the worst on top; None if no image has a score.
 
     The images are segmented once more, one at a time. Void is not coloured. Of instances those are
-    shown that are surer than the segmenter's threshold.
+    shown that reach the predictor's threshold.
     """
     rows = []
     for image in worst_images(results, count):
@@ -131,7 +131,7 @@ def draw_worst_images(
             side_by_side(
                 [
                     (f"{_shortened(sample.name)}: truth", _drawn(sample, *truth, dataset.id2label)),
-                    (f"prediction, {score}", _prediction(sample, results, segmenter, dataset)),
+                    (f"prediction, {score}", _prediction(sample, results, predictor)),
                 ]
             )
         )
@@ -150,17 +150,15 @@ def _shortened(name: str) -> str:
     return name if len(name) <= NAME_LENGTH else "..." + name[-NAME_LENGTH:]
 
 
-def _prediction(
-    sample: Sample, results: Results, segmenter: Segmenter, dataset: SegmentationDataset
-) -> Image.Image:
+def _prediction(sample: Sample, results: Results, predictor: DatasetPredictor) -> Image.Image:
     """The sample with the predictions that its score is about."""
-    logits = segmenter(sample.image, sample.name)
-    if results.score == "miou":
-        ids = segmenter.semantic(logits).cpu() + 1
-        segments = [{"id": i, "label_id": i - 1} for i in ids.unique().tolist()]
-        return _drawn(sample, ids, segments, dataset.id2label)
-    found = (segmenter.panoptic if results.score == "pq" else segmenter.instance_map)(logits)
-    return _drawn(sample, found["segmentation"].cpu(), found["segments_info"], dataset.id2label)
+    segment = {
+        "pq": predictor.panoptic,
+        "miou": predictor.semantic,
+        "overlap": predictor.instance,
+    }[results.score]
+    found = segment(predictor.logits(sample.image, sample.name))
+    return _drawn(sample, torch.from_numpy(found.ids), found.segments, predictor.id2label)
 
 
 def _drawn(

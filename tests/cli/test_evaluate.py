@@ -275,7 +275,7 @@ def test_every_process_of_torchrun_takes_its_own_gpu(monkeypatch, asked):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.set_device", taken.append)
-    monkeypatch.setattr("mask2former.cli.inference.choose_device", torch.device)
+    monkeypatch.setattr("mask2former.cli.evaluate.choose_device", torch.device)
     for name in ("init_process_group", "destroy_process_group"):
         monkeypatch.setattr(distributed, name, lambda *arguments: None)
     monkeypatch.setattr(distributed, "get_rank", lambda: 3)
@@ -297,7 +297,7 @@ def test_an_output_folder_that_cannot_be_written_is_named_before_any_work(
     evaluate, data, tmp_path, capsys, monkeypatch
 ):
     (tmp_path / "out").touch()
-    monkeypatch.setattr("mask2former.cli.inference.load_model", None)
+    monkeypatch.setattr("mask2former.cli.evaluate.load_predictor", None)
     assert evaluate(data) == 1
     assert str(tmp_path / "out") in capsys.readouterr().err
 
