@@ -36,9 +36,9 @@ SANITIZED_TESTS = $(SANITIZED) $(abspath $(BIN))/python $(PYTEST) --capture=sys 
 
 BIN := $(VENV)/bin
 WHEEL = $(or $(wildcard dist/*.whl),$(error dist has no wheel yet: make wheel))
-KERNELS := $(wildcard csrc/* csrc/*/*)
+KERNELS := $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 EMULATION := $(wildcard $(addprefix tests/ops/emulation/,* include/*))
-CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION))
+CXX_FILES = $(filter %.h %.inl %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION))
 
 .PHONY: demo test test-all test-sanitize test-wheel cuda-report gpu-check lint format wheel clean
 

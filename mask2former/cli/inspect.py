@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 from mask2former.cli.options import add_data, not_negative, open_data, write_file
@@ -63,14 +64,15 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report and write the sheet; 1 if a file could not be read, else 0."""
-    from mask2former.data.inspection.inspection import inspect, report
+    from mask2former.data.inspection.inspect_dataset import inspect_dataset
+    from mask2former.data.inspection.text_report import report
     from mask2former.io.files import write_text
 
     dataset, notes = _open(args)
-    found = inspect(dataset, args.workers, notes, progress=True)
+    found = inspect_dataset(dataset, args.workers, notes, progress=True)
     print(report(found))
     if args.json:
-        content = json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n"
+        content = json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n"
         write_file(args.json, "--json", lambda path: write_text(path, content))
     if args.samples and found.images:
         _write_sheet(dataset, args)

@@ -1,6 +1,21 @@
 // The loops of point sampling, compiled once for each instruction set:
-// see kernels.h.
+// see isa/kernels.inl.
+#pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "../bilinear.h"
+#include "bilinear.inl"
+#include "isa/instruction_set.h"
+#include "numbers.h"
+#include "point_sample.h"
+#include "simd.inl"
+
+#include "isa/begin.inl"
 namespace mask2former::MASK2FORMER_SET {
 
 constexpr int kPointLanes = 8;  // points in a pack, whatever the instruction set
@@ -293,7 +308,7 @@ void backward_points(const PointProblem& problem, const PointData<Storage>& data
 }
 
 template <typename Storage>
-PointKernels<Storage> point_kernels() {
+PointKernels<Storage> point_kernels(Set) {
   PointKernels<Storage> kernels{};  // masks have no gradient
   kernels.forward = &forward<Storage>;
   kernels.backward_points = &backward_points<Storage>;
@@ -305,10 +320,11 @@ PointKernels<Storage> point_kernels() {
   return kernels;
 }
 
-template PointKernels<double> point_kernels();
-template PointKernels<float> point_kernels();
-template PointKernels<Half> point_kernels();
-template PointKernels<BFloat16> point_kernels();
-template PointKernels<uint8_t> point_kernels();
+template PointKernels<double> point_kernels(Set);
+template PointKernels<float> point_kernels(Set);
+template PointKernels<Half> point_kernels(Set);
+template PointKernels<BFloat16> point_kernels(Set);
+template PointKernels<uint8_t> point_kernels(Set);
 
 }  // namespace mask2former::MASK2FORMER_SET
+#include "isa/end.inl"
