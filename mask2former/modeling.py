@@ -21,7 +21,7 @@ from mask2former.model.outputs import (
     Mask2FormerForUniversalSegmentationOutput,
     Mask2FormerModelOutput,
 )
-from mask2former.model.padding import checked_mask, whole_cells
+from mask2former.model.padding import checked_mask, pad_to_multiple, valid_sizes
 from mask2former.model.pixel_decoder import PixelDecoder, PixelDecoderOutput
 from mask2former.model.transformer_decoder import DecoderOutput, TransformerDecoder, mask_logits
 
@@ -127,7 +127,9 @@ def _overridden(config: Mask2FormerConfig, overrides: dict[str, Any]) -> Mask2Fo
     if "backbone" in overrides:
         values["backbone_config"] = None  # of another backbone
     if overrides.get("num_labels", config.num_labels) != config.num_labels:
-        del values["id2label"], values["label2id"]  # names of other labels
+        del values["id2label"], values["label2id"], values["thing_label_ids"]  # of other labels
+    if "id2label" in overrides:
+        values["thing_label_ids"] = None  # of other labels
     changed = Mask2FormerConfig.from_dict(values | overrides)
     if label2id not in (None, changed.label2id):
         raise ValueError("label2id must be the inverse of id2label; leave it out.")
@@ -160,8 +162,8 @@ class Mask2FormerModel(_Pretrained):
         _check_inputs(pixel_values, pixel_mask, self.config.backbone_config.num_channels)
         pixel_mask = checked_mask(pixel_mask)
         if pixel_mask is not None:
-            pixel_values = whole_cells(pixel_values, self.backbone.stride)
-            pixel_mask = whole_cells(pixel_mask, self.backbone.stride)
+            pixel_values = pad_to_multiple(pixel_values, self.backbone.stride)
+            pixel_mask = pad_to_multiple(pixel_mask, self.backbone.stride)
         features = self.backbone(pixel_values, pixel_mask)
         return features, self.pixel_decoder(features, pixel_mask)
 
@@ -322,8 +324,7 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[i
     height, width = (pixel_values if pixel_mask is None else pixel_mask).shape[-2:]
     if pixel_mask is None:
         return [(height, width, height, width)] * len(pixel_values)
-    valid = zip(pixel_mask.any(2).sum(1).tolist(), pixel_mask.any(1).sum(1).tolist(), strict=True)
-    return [(rows, columns, height, width) for rows, columns in valid]
+    return [(rows, columns, height, width) for rows, columns in valid_sizes(pixel_mask).tolist()]
 
 
 def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int) -> None:
