@@ -25,7 +25,7 @@ from mask2former.images.run_length import mask_to_rle
 VOID = 0
 
 
-class Segmentation(dict):
+class SegmentationDict(dict):
     """A dict of the "segmentation" and "segments_info" of one image."""
 
     @property
@@ -72,7 +72,7 @@ def panoptic_segmentation(
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int] = (),
     target_sizes: Sequence[Size] | Tensor | None = None,
-) -> list[Segmentation]:
+) -> list[SegmentationDict]:
     """Per image a dict of "segmentation", an int32 map (height, width) with 0 for void and ids from
     1, and "segments_info", one dict per id: id, label_id, was_fused, score.
 
@@ -102,7 +102,7 @@ def panoptic_segmentation(
         )
         table = torch.tensor([*id_of_query, VOID], dtype=torch.int32)
         segmentation = table.to(winners.device)[winners.long()]
-        results.append(Segmentation(segmentation=segmentation, segments_info=segments))
+        results.append(SegmentationDict(segmentation=segmentation, segments_info=segments))
     return results
 
 
@@ -180,7 +180,7 @@ def instance_segmentation(
     return_binary_maps: bool = False,
     thing_label_ids: Collection[int] | None = None,
     candidates: int | None = None,
-) -> list[Segmentation]:
+) -> list[SegmentationDict]:
     """Per image a dict of "segmentation" and "segments_info", one dict per instance in order of
     falling score: id (from 1), label_id, was_fused (False), score.
 
@@ -235,7 +235,7 @@ def instance_segmentation(
         segments = [
             _segment(i, label, False, score) for i, (score, label, _) in enumerate(instances)
         ]
-        results.append(Segmentation(segmentation=segmentation, segments_info=segments))
+        results.append(SegmentationDict(segmentation=segmentation, segments_info=segments))
     return results
 
 

@@ -177,7 +177,7 @@ def test_fine_tuning_with_other_classes_starts_from_all_the_rest(model, tmp_path
     strictly_in_transformers(tmp_path / "tuned", tuned)
 
 
-def test_queries_of_another_number_start_anew_too(model, tmp_path):
+def test_queries_of_another_number_are_re_initialised_too(model, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="queries_features.weight has shape"):
         tuned = Mask2FormerForUniversalSegmentation.from_pretrained(
@@ -192,6 +192,7 @@ def test_where_all_sizes_fit_ignoring_mismatches_says_nothing(model, tmp_path):
         tmp_path, ignore_mismatched_sizes=True
     )
     assert again.config == model.config
+    assert all(torch.equal(again.state_dict()[k], v) for k, v in model.state_dict().items())
 
 
 def test_missing_keys_are_no_mismatch(model, tmp_path):

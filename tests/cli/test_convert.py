@@ -10,9 +10,9 @@ import torch
 from mask2former import Mask2FormerForUniversalSegmentation
 from mask2former.checkpoints.huggingface import to_huggingface
 from mask2former.checkpoints.weights import read_weights
-from mask2former.cli import main
+from mask2former.cli import convert, main
 from tests.checkpoints.test_detectron2 import KINDS, state_of, write_pkl
-from tests.reference import randomise, relative_error
+from tests.reference import randomise, relative_error, tiny_model
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,8 +49,13 @@ def test_the_command_says_what_the_model_is_and_what_it_assumed(tmp_path, capsys
         f"{tmp_path / 'model'}: Swin with depths [1, 2, 1, 1], embed_dim 8, window_size 3; "
         "1 encoder layers, 3 decoder layers, 6 queries, 3 labels\n"
     )
-    for line in ("pre_norm False", "labels are called LABEL_0", "images: short side 800"):
-        assert line in err
+    for line in (
+        "pre_norm False",
+        "classes called LABEL_0, ... (--labels FILE)",
+        "things: not known (--things IDS)",
+        "images: short side 800",
+    ):
+        assert f"\n  {line}" in err
     assert "\n  backbone_config.drop_path_rate 0.3\n" in err
 
 
@@ -70,6 +75,77 @@ def test_the_folder_is_that_of_transformers(tmp_path):
     theirs = transformers.Mask2FormerImageProcessor.from_pretrained(folder)
     assert (theirs.size["shortest_edge"], theirs.size["longest_edge"]) == (800, 1333)
     assert (theirs.ignore_index, list(theirs.image_mean)) == (255, [0.485, 0.456, 0.406])
+
+
+@pytest.mark.parametrize(
+    ("count", "dataset", "first", "things"),
+    [
+        (133, "COCO", "person", list(range(80))),
+        (80, "COCO, things only", "person", list(range(80))),
+        (19, "Cityscapes", "road", list(range(11, 19))),
+        (65, "Mapillary Vistas", "Bird", None),
+    ],
+)
+def test_models_of_published_data_sets_get_their_classes(
+    count, dataset, first, things, tmp_path, capsys
+):
+    source = write_pkl(tmp_path / "a.pkl", state_of(tiny_model("swin", num_labels=count)))
+    assert main(["convert", str(source), str(tmp_path / "model")]) == 0
+    err = capsys.readouterr().err
+    assert f"\n  classes of {dataset}: {first}, ... (--labels FILE)\n" in err
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["id2label"]["0"] == first and len(config["id2label"]) == count
+    processor = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    assert things is None or processor["thing_label_ids"] == things
+    assert f"\n  things: {len(processor['thing_label_ids'])} of the {count} classes" in err
+
+
+def test_other_classes_are_given(tmp_path, capsys):
+    source = write_pkl(tmp_path / "a.pkl", state_of(KINDS["swin"]()))
+    (tmp_path / "names.txt").write_text("cat\nwood pile\nsky\n")
+    command = ["convert", str(source), str(tmp_path / "model"), "--things", "0-1"]
+    assert main([*command, "--labels", str(tmp_path / "names.txt")]) == 0
+    err = capsys.readouterr().err
+    assert "--labels" not in err and "--things" not in err
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "cat", "1": "wood pile", "2": "sky"}
+    processor = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    assert processor["thing_label_ids"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"), [("none", []), ("7", [7]), ("0-2,7", [0, 1, 2, 7]), ("3,1-3", [1, 2, 3])]
+)
+def test_things_are_numbers_and_ranges(text, ids):
+    assert convert._label_ids(text) == ids
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2", "1-2-3"])
+def test_things_that_are_no_numbers_are_refused(text, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["convert", "a.pkl", str(tmp_path / "model"), f"--things={text}"])
+    assert exit.value.code == 2
+    assert "is not a list of numbers and ranges such as 0-4,7" in capsys.readouterr().err
+
+
+def test_classes_that_do_not_fit_are_named(tmp_path, capsys):
+    source = write_pkl(tmp_path / "a.pkl", state_of(KINDS["swin"]()))
+    names = tmp_path / "names.txt"
+    model = str(tmp_path / "model")
+
+    def message(*options: str) -> str:
+        assert main(["convert", str(source), model, *options]) == 1
+        return capsys.readouterr().err
+
+    assert "names class 3, but the classes of" in message("--things", "0-3")
+    assert "names.txt cannot be read (No such file" in message("--labels", str(names))
+    names.write_text("cat\ndog\n")
+    assert "names of the 3 classes of" in message("--labels", str(names))
+    names.write_text("cat\n\ndog\n")
+    assert "has 3 lines, some of them empty." in message("--labels", str(names))
+    names.write_bytes(b"\xff\xfe\n")
+    assert "names.txt cannot be read" in message("--labels", str(names))
+    assert not (tmp_path / "model").exists()
 
 
 class Exploit:
