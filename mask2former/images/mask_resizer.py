@@ -60,11 +60,13 @@ class _LinearMap:
         """(queries, rows, columns) -> the same with `dim` resized, in the dtype of `values`."""
         # Multiplications and additions are separate, because they round alike in every band.
         view = (-1, 1) if dim == 1 else (-1,)
-        result: Tensor | None = None
-        for index, weight in zip(self.index.unbind(1), self.weight.unbind(1), strict=True):
-            picked = _pick(values, dim, index.to(values.device))
-            picked *= weight.to(values).view(view)
-            result = picked if result is None else result.add_(picked)
+        terms = (
+            _pick(values, dim, index.to(values.device)).mul_(weight.to(values).view(view))
+            for index, weight in zip(self.index.unbind(1), self.weight.unbind(1), strict=True)
+        )
+        result = next(terms)
+        for term in terms:
+            result.add_(term)
         return result
 
 
@@ -84,7 +86,7 @@ def _axis_map(logits: int, valid: int | None, padded: int | None, target: int | 
     gives the same masks whatever it was padded to. In the paper's code they blend into the last two
     pixels.
     """
-    if padded is None:
+    if valid is None or padded is None:
         if target is None:
             return _LinearMap.identity(logits)
         return _LinearMap.bilinear(logits, target).trimmed()

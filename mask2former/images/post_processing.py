@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mask2former.images.mask_resizer import MaskResizer
-from mask2former.images.resize import Size
+from mask2former.images.resize import Size, size_of
 from mask2former.images.run_length import mask_to_rle
 
 # Pixels of no segment. Segments have ids from 1, in the order of "segments_info".
@@ -320,7 +320,7 @@ def _images(
     for i in range(len(mask_logits)):
         image_size = None if image_sizes is None else tuple(int(n) for n in image_sizes[i])
         target_size = None if target_sizes is None else tuple(int(n) for n in target_sizes[i])
-        resizer = MaskResizer(tuple(mask_logits.shape[-2:]), image_size, target_size)
+        resizer = MaskResizer(size_of(mask_logits), image_size, target_size)
         yield class_logits[i], mask_logits[i], resizer
 
 
