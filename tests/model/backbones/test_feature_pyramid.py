@@ -53,8 +53,8 @@ def test_coarser_levels_are_maxima_and_the_transformers_own_level_is_untouched()
     assert torch.equal(quarter[..., 0, 0], x[..., :4].amax((2, 3)))
 
 
-def test_resampled_positions_lie_at_their_own_place_in_the_image():
-    """A map that holds the position of each patch of 14 pixels holds that of each position of 16."""
+def test_resampled_positions_lie_where_they_do_in_the_image():
+    """A map of the centres of all patches of 14 pixels becomes one of those of 16 pixels."""
     centres = 14 * (torch.arange(16, dtype=torch.float64) + 0.5)
     x = torch.stack(torch.meshgrid(centres, centres, indexing="ij"))[None]
     (y,) = FeaturePyramid([2], 14, [16])([x])
