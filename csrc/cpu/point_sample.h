@@ -47,7 +47,7 @@ class PointBlock {
   int64_t count, packed, apart_count;  // all points, those in packs, those apart
   int64_t* position;                   // of the pixel left and above; 0 for a point that is apart
   Real *to_right, *to_bottom, *grad_x, *grad_y;
-  Real* spare;  // two numbers for each point
+  Real* scratch;  // two numbers for each point
   Apart* apart;
 
   explicit PointBlock(int64_t points)
@@ -58,7 +58,7 @@ class PointBlock {
     position = positions_.get();
     apart = apart_.get();
     Real* reals = reals_.get();
-    for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &spare}) {
+    for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &scratch}) {
       *array = std::exchange(reals, reals + points);
     }
   }

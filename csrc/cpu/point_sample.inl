@@ -55,7 +55,7 @@ MASK2FORMER_INLINE void locate_points(const PointProblem& problem, const Numbers
                                       int64_t first, int64_t count, PointBlock<Real>& block) {
   constexpr int64_t step = 256;
   double x[step], y[step];
-  const Real* points = widened(numbers, 2 * first, 2 * count, block.spare);
+  const Real* points = widened(numbers, 2 * first, 2 * count, block.scratch);
   const int64_t packed = count / kPointLanes * kPointLanes;
   block.count = count;
   block.apart_count = 0;
@@ -169,7 +169,7 @@ MASK2FORMER_INLINE void add_to_plane(const PointProblem& problem, PointBlock<Rea
   const auto inside = [&](int64_t position) {
     return all || uint64_t(position) < uint64_t(pixels);
   };
-  Real* grad = block.spare;
+  Real* grad = block.scratch;
   convert(grad_output, block.count, grad);
   for (int64_t i = 0; i < block.apart_count; ++i) {
     const auto& point = block.apart[i];
@@ -301,10 +301,10 @@ void backward_points(const PointProblem& problem, const PointData<Storage>& data
   const auto scale_x = static_cast<Real>(problem.columns.scale);
   const auto scale_y = static_cast<Real>(problem.rows.scale);
   for (int64_t i = 0; i < count; ++i) {
-    block.spare[2 * i] = block.grad_x[i] * scale_x;
-    block.spare[2 * i + 1] = block.grad_y[i] * scale_y;
+    block.scratch[2 * i] = block.grad_x[i] * scale_x;
+    block.scratch[2 * i + 1] = block.grad_y[i] * scale_y;
   }
-  write(data.grad_points, 2 * index, 2 * count, block.spare);
+  write(data.grad_points, 2 * index, 2 * count, block.scratch);
 }
 
 template <typename Storage>
