@@ -21,7 +21,7 @@ LINTERS := ruff==0.17.5 clang-format==19.1.7
 
 # One test process per core, at most 8 because of memory, each with one thread.
 # PYTEST_ARGS="-n 0" runs all in one process.
-PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 15
 test test-all test-sanitize test-wheel: export OMP_NUM_THREADS := 1
 
 # GCC's sanitizers. Python's own flags bring -fwrapv, which would hide sums that overflow.

@@ -59,13 +59,15 @@ MASK2FORMER_INLINE void read_samples(const Numbers& locations, const Numbers& at
 // The four corners of each sample. One without a pixel gets the offset `zero_row` and no weight.
 template <typename Real>
 MASK2FORMER_INLINE void find_corners(Samples<Real>& samples, int64_t count, int64_t byte_stride,
-                                     int64_t zero_row) {
+                                     int64_t zero_row, bool align_corners = false) {
   constexpr int lanes = kCellLanes;
+  const double border = align_corners ? 1.0 : 0.0, shift = align_corners ? 0.0 : -0.5;
   for (int64_t i = 0; i < count; i += lanes) {
     const auto load = [i](const double* from) { return load_pack<lanes>(from + i); };
     const Doubles width = load(samples.width), height = load(samples.height);
     const auto [near, left, top, to_right, to_bottom] =
-        locate(load(samples.x) * width - 0.5, load(samples.y) * height - 0.5, width, height);
+        locate(load(samples.x) * (width - border) + shift,
+               load(samples.y) * (height - border) + shift, width, height);
     const Doubles attention = near ? load(samples.attention) : Doubles{};
     const Doubles row_stride = load(samples.row_byte_stride);
     const Doubles first = load(samples.first_byte) + top * row_stride + left * double(byte_stride);
@@ -92,9 +94,9 @@ MASK2FORMER_INLINE void find_corners(Samples<Real>& samples, int64_t count, int6
 // ---- forward --------------------------------------------------------------------------------------
 
 // The weighted sum of `Packs` packs of the rows at all corners, for `count` samples from `first`.
-template <int Lanes, int Packs, typename Storage, typename Real>
+template <int Lanes, int Packs, typename Storage, typename Real, typename Output>
 MASK2FORMER_INLINE void sum_rows(const char* value, const Samples<Real>& samples, int64_t first,
-                                 int64_t count, Storage* output) {
+                                 int64_t count, Output* output) {
   Pack<Real, Lanes> upper[Packs] = {}, lower[Packs] = {};
   for (int64_t i = first; i < first + count; ++i) {
     for (int corner = 0; corner < 4; ++corner) {
@@ -130,8 +132,8 @@ void forward(const AttentionProblem& problem, const AttentionData<Storage>& data
         const char* value = image + head * channels * sizeof(Storage);
         Storage* output = data.output + (query * heads + head) * channels;
         for_packs<lanes.value>(channels, [&](auto packs, int64_t channel, int overlap) {
-          sum_rows<lanes.value, packs.value>(value + channel * sizeof(Storage), samples,
-                                             head * points, points, output + channel);
+          sum_rows<lanes.value, packs.value, Storage>(value + channel * sizeof(Storage), samples,
+                                                      head * points, points, output + channel);
         });
       }
     }
@@ -141,11 +143,11 @@ void forward(const AttentionProblem& problem, const AttentionData<Storage>& data
 // ---- backward: locations and attention ------------------------------------------------------------
 
 // Adds to `dot` the products of each corner's row with grad_output's row, over `Packs` packs.
-template <int Lanes, int Packs, typename Storage, typename Real>
-MASK2FORMER_INLINE void multiply_rows(const char* value, const Storage* grad, int overlap,
+template <int Lanes, int Packs, typename Storage, typename Grad, typename Real>
+MASK2FORMER_INLINE void multiply_rows(const char* value, const Grad* grad, int overlap,
                                       Samples<Real>& samples, int64_t first, int64_t count) {
   Pack<Real, Lanes> grads[Packs];
-  load_rest<Lanes, Packs, Storage, Real>(grad, overlap, grads);
+  load_rest<Lanes, Packs, Grad, Real>(grad, overlap, grads);
   for (int64_t i = first; i < first + count; ++i) {
     Pack<Real, Lanes> products[4] = {};
     for (int corner = 0; corner < 4; ++corner) {
@@ -161,8 +163,10 @@ MASK2FORMER_INLINE void multiply_rows(const char* value, const Storage* grad, in
 
 // Gradients of all samples of a query from the products, left in x, y and attention.
 template <typename Real>
-MASK2FORMER_INLINE void finish_samples(Samples<Real>& samples, int64_t count, int64_t zero_row) {
+MASK2FORMER_INLINE void finish_samples(Samples<Real>& samples, int64_t count, int64_t zero_row,
+                                       bool align_corners = false) {
   constexpr int lanes = kCellLanes;
+  const double border = align_corners ? 1.0 : 0.0;
   for (int64_t i = 0; i < count; i += lanes) {
     Doubles dot[4];
     for (int corner = 0; corner < 4; ++corner) {
@@ -177,8 +181,8 @@ MASK2FORMER_INLINE void finish_samples(Samples<Real>& samples, int64_t count, in
                                    to_bottom * (to_left * dot[2] + to_right * dot[3]);
     const Doubles slope_x = to_top * (dot[1] - dot[0]) + to_bottom * (dot[3] - dot[2]);
     const Doubles slope_y = to_left * (dot[2] - dot[0]) + to_right * (dot[3] - dot[1]);
-    store_pack<lanes>(samples.x + i, slope_x * attention * load(samples.width));
-    store_pack<lanes>(samples.y + i, slope_y * attention * load(samples.height));
+    store_pack<lanes>(samples.x + i, slope_x * attention * (load(samples.width) - border));
+    store_pack<lanes>(samples.y + i, slope_y * attention * (load(samples.height) - border));
     store_pack<lanes>(samples.attention + i, grad_attention);
   }
 }

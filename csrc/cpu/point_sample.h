@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "../bilinear.h"
 #include "../dtypes.h"
 #include "isa/instruction_set.h"
+#include "ms_deform_attn.h"
 #include "numbers.h"
 
 namespace mask2former {
@@ -20,7 +22,15 @@ struct PointProblem {
   int64_t area() const { return int64_t{columns.size} * rows.size; }
 };
 
-// The arguments in memory, contiguous.
+// The same for maps whose channels lie side by side, pixel after pixel.
+struct PixelProblem {
+  int64_t images, channels, points;
+  bool shared_points, align_corners;
+  int64_t image_byte_stride, pixel_byte_stride;
+  int32_t width, height;
+};
+
+// The arguments in memory, contiguous but for the input of a PixelProblem.
 template <typename Storage>
 struct PointData {
   const Storage* input;
@@ -69,6 +79,20 @@ class PointBlock {
   std::unique_ptr<Apart[]> apart_;
 };
 
+// Consecutive points of a PixelProblem, and a row of channels for each of them: a sample is a sum
+// of four pixels, as one of deformable attention is.
+template <typename Storage>
+struct PixelBlock {
+  using Real = RealOf<Storage>;
+  int64_t row;  // from one row to the next; off a power of 2, whose lines would share a cache set
+  Samples<Real> samples;
+  std::vector<Real> rows;
+  std::vector<Storage> zeros;  // the pixel that is not there
+
+  PixelBlock(int64_t points, int64_t channels)
+      : row(channels + 64 / sizeof(Real)), samples(points), rows(points * row), zeros(channels) {}
+};
+
 // Consecutive rows of a plane.
 struct Rows {
   int64_t begin, end;
@@ -90,6 +114,12 @@ struct PointKernels {
   // Gradients of `count` points from `first` on.
   void (*backward_points)(const PointProblem&, const PointData<Storage>&, Block&, int64_t image,
                           int64_t first, int64_t count);
+  // Samples an image at `count` points from `first` on.
+  void (*forward_pixels)(const PixelProblem&, const PointData<Storage>&, PixelBlock<Storage>&,
+                         int64_t image, int64_t first, int64_t count);
+  // Gradients of `count` points from `first` on, of one image or shared by all.
+  void (*backward_pixel_points)(const PixelProblem&, const PointData<Storage>&,
+                                PixelBlock<Storage>&, int64_t image, int64_t first, int64_t count);
 };
 
 namespace avx512 {

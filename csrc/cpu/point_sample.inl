@@ -11,6 +11,7 @@
 #include "../bilinear.h"
 #include "bilinear.inl"
 #include "isa/instruction_set.h"
+#include "ms_deform_attn.inl"
 #include "numbers.h"
 #include "point_sample.h"
 #include "simd.inl"
@@ -307,9 +308,104 @@ void backward_points(const PointProblem& problem, const PointData<Storage>& data
   write(data.grad_points, 2 * index, 2 * count, block.scratch);
 }
 
+// ---- channels side by side ------------------------------------------------------------------------
+
+// Finds the four pixels of each point, as offsets from `image`; returns the offset of the zeros.
+template <typename Storage>
+MASK2FORMER_INLINE int64_t find_pixels(const PixelProblem& problem, const Numbers& points,
+                                       int64_t index, int64_t count, const char* image,
+                                       PixelBlock<Storage>& block) {
+  auto& samples = block.samples;
+  const int64_t zero_row = bytes(block.zeros.data()) - image;
+  split_pairs(widened(points, 2 * index, 2 * count, samples.scratch), count, samples.x, samples.y);
+  std::fill_n(samples.attention, count, 1.0);
+  set_level({0, 1, problem.height, problem.width}, 0, problem.pixel_byte_stride, samples, 0, count);
+  find_corners(samples, count, problem.pixel_byte_stride, zero_row, problem.align_corners);
+  return zero_row;
+}
+
+// Writes the block's rows of channels as rows of points, which are `stride` numbers apart.
+template <typename Storage>
+MASK2FORMER_INLINE void write_channels(const PixelBlock<Storage>& block, int64_t channels,
+                                       int64_t count, OutputOf<Storage>* output, int64_t stride) {
+  const int64_t row = block.row;
+  for (int64_t channel = 0; channel < channels; ++channel, output += stride) {
+    const auto* from = block.rows.data() + channel;
+    int64_t i = 0;
+    for (; i + kPointLanes <= count; i += kPointLanes, from += kPointLanes * row) {
+      store_pack<kPointLanes>(output + i,
+                              Pack<RealOf<Storage>, kPointLanes>{
+                                  from[0], from[row], from[2 * row], from[3 * row], from[4 * row],
+                                  from[5 * row], from[6 * row], from[7 * row]});
+    }
+    for (; i < count; ++i, from += row) store_pack<1>(output + i, *from);
+  }
+}
+
+// The other way round.
+template <typename Storage>
+MASK2FORMER_INLINE void read_channels(const OutputOf<Storage>* grad_output, int64_t stride,
+                                      int64_t channels, int64_t count, PixelBlock<Storage>& block) {
+  for (int64_t channel = 0; channel < channels; ++channel, grad_output += stride) {
+    auto* to = block.rows.data() + channel;
+    for (int64_t i = 0; i < count; ++i, to += block.row) *to = load_pack<1>(grad_output + i);
+  }
+}
+
+template <typename Storage>
+void forward_pixels(const PixelProblem& problem, const PointData<Storage>& data,
+                    PixelBlock<Storage>& block, int64_t image, int64_t first, int64_t count) {
+  const int64_t channels = problem.channels, points = problem.points;
+  const char* pixels = bytes(data.input) + image * problem.image_byte_stride;
+  find_pixels(problem, data.points, (problem.shared_points ? 0 : image * points) + first, count,
+              pixels, block);
+  with_lanes<RealOf<Storage>>(channels, [&](auto lanes) {
+    for (int64_t i = 0; i < count; ++i) {
+      for_packs<lanes.value>(channels, [&](auto packs, int64_t channel, int) {
+        sum_rows<lanes.value, packs.value, Storage>(pixels + channel * sizeof(Storage),
+                                                    block.samples, i, 1,
+                                                    block.rows.data() + i * block.row + channel);
+      });
+    }
+  });
+  write_channels(block, channels, count, data.output + image * channels * points + first, points);
+}
+
+// A block of points has one writer that takes the images in their order.
+template <typename Storage>
+void backward_pixel_points(const PixelProblem& problem, const PointData<Storage>& data,
+                           PixelBlock<Storage>& block, int64_t image, int64_t first,
+                           int64_t count) {
+  using Real = RealOf<Storage>;
+  const int64_t channels = problem.channels, points = problem.points;
+  const int64_t index = image * points + first;
+  const int64_t last = problem.shared_points ? problem.images : image + 1;
+  int64_t zero_row = 0;
+  for (Real* dot : block.samples.dot) std::fill_n(dot, count, Real(0));
+  for (; image < last; ++image) {
+    const char* pixels = bytes(data.input) + image * problem.image_byte_stride;
+    zero_row = find_pixels(problem, data.points, index, count, pixels, block);
+    read_channels(data.grad_output + image * channels * points + first, points, channels, count,
+                  block);
+    with_lanes<Real>(channels, [&](auto lanes) {
+      for (int64_t i = 0; i < count; ++i) {
+        const Real* grad = block.rows.data() + i * block.row;
+        for_packs<lanes.value>(channels, [&](auto packs, int64_t channel, int overlap) {
+          multiply_rows<lanes.value, packs.value, Storage>(
+              pixels + channel * sizeof(Storage), grad + channel, overlap, block.samples, i, 1);
+        });
+      }
+    });
+  }
+  finish_samples(block.samples, count, zero_row, problem.align_corners);
+  write_gradients(block.samples, index, count, data.grad_points, Numbers{});
+}
+
 template <typename Storage>
 PointKernels<Storage> point_kernels(Set) {
   PointKernels<Storage> kernels{};  // masks have no gradient
+  kernels.forward_pixels = &forward_pixels<Storage>;
+  kernels.backward_pixel_points = &backward_pixel_points<Storage>;
   kernels.forward = &forward<Storage>;
   kernels.backward_points = &backward_points<Storage>;
   if constexpr (std::is_same_v<Storage, RealOf<Storage>>) {

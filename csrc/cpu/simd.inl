@@ -133,6 +133,17 @@ MASK2FORMER_INLINE Pack<float, Lanes> load_pack(const Half* from) {
   }
 }
 
+template <int Lanes>
+MASK2FORMER_INLINE Pack<float, Lanes> load_pack(const uint8_t* from) {
+  if constexpr (Lanes == 1) {
+    return *from;
+  } else {
+    const auto wide =
+        __builtin_convertvector((load_bits<Lanes, uint8_t>(from)), Pack<int32_t, Lanes>);
+    return __builtin_convertvector(wide, Pack<float, Lanes>);
+  }
+}
+
 // ---- stores, which round to half storage ----------------------------------------------------------
 
 template <int Lanes>

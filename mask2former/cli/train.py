@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mask2former import BUNDLED_MODEL
+from mask2former.cli.options import TASKS, add_data, add_skip_bad, open_data
 from mask2former.cli.usage import UsageError
 from mask2former.io.errors import DataError
 from mask2former.training.recipe import Recipe, RecipeError, kind, parse, read_recipe
 
-TASKS = ("panoptic", "instance", "semantic")
 PICTURES = 4  # of validation images, for TensorBoard
 IMAGES_PER_WORKER = 200  # so many at least for a process that reads validation images
 
@@ -61,14 +61,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     add("--data", required=True, type=Path, help="folder or annotation file of the data set")
     add("--out", required=True, type=Path, help="folder of the run")
-    add("--split", help="the part of the data set to train on (default: train, or the only one)")
-    add("--images", type=Path, help="folder of the images, where the data set does not say")
+    add_data(parser, "train")
+    add_skip_bad(parser)
     add("--val-data", type=Path, help="data set to evaluate on (default: the val split of --data)")
     add("--val-split", help="the part of it (default: val, or the only one)")
     add("--val-images", type=Path, help="folder of its images")
     add("--task", choices=TASKS, help="train another task than the annotations are for")
-    add("--reduce-labels", action="store_true", help="labels in PNG files count from 1, 0 is void")
-    add("--skip-bad", action="store_true", help="leave out samples with bad annotations")
     add("--resume", action="store_true", help="go on with the run in --out, if there is one")
     add("--config", type=Path, metavar="YAML", help="settings; those given here override it")
     settings = parser.add_argument_group("settings")
@@ -180,21 +178,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 def _open(path: Path, split: str | None, images: Path | None, args: argparse.Namespace):
     """A data set, seen as one for the task."""
-    from mask2former.data.open_dataset import as_task, open_dataset
-
-    try:
-        dataset = open_dataset(
-            path,
-            split,
-            images=images,
-            reduce_labels=args.reduce_labels,
-            skip_bad=args.skip_bad,
-        )
-        return as_task(dataset, args.task or dataset.task)
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise UsageError(str(error).rstrip(".")) from error
+    return open_data(path, split, images, args.reduce_labels, args.skip_bad, args.task)
 
 
 def _validation(args: argparse.Namespace):
@@ -239,9 +223,9 @@ def make_model(name_or_folder: str, dataset, recipe: Recipe) -> tuple[Any, Any, 
     """
     import torch
 
-    from mask2former.cli.inference import load_processor
     from mask2former.configuration import Mask2FormerConfig
     from mask2former.modeling import Mask2FormerForUniversalSegmentation
+    from mask2former.predictor import load_processor
     from mask2former.training.class_head import set_classes
 
     torch.manual_seed(recipe.seed)
@@ -287,9 +271,9 @@ def _evaluation(processor, dataset, skip_bad: bool, workers: int, model):
     """The model's figures on a data set, and pictures of the first images."""
     from torch import distributed
 
+    from mask2former.evaluation.dataset_predictor import DatasetPredictor
     from mask2former.evaluation.evaluate import evaluate
     from mask2former.evaluation.report import draw_worst_images
-    from mask2former.evaluation.segmenter import Segmenter
     from mask2former.training.run import Evaluation
 
     several = distributed.is_initialized() and distributed.get_world_size() > 1
@@ -300,11 +284,11 @@ def _evaluation(processor, dataset, skip_bad: bool, workers: int, model):
     )
     if several and distributed.get_rank() > 0:
         return Evaluation(results.figures)
-    segmenter = Segmenter(model, processor, dataset)
+    predictor = DatasetPredictor(model, processor, dataset)
     pictures = {}
     for image in results.images[:PICTURES]:
         one = dataclasses.replace(results, images=[image])
-        picture = draw_worst_images(one, segmenter, dataset, 1)
+        picture = draw_worst_images(one, predictor, dataset, 1)
         if picture is not None:
             pictures[image["image"]] = picture
     return Evaluation(results.figures, pictures)

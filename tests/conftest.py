@@ -1,4 +1,4 @@
-"""A model small enough for every test of the command line, and pictures to give it."""
+"""A model small enough for every test, and a picture to give it."""
 
 from pathlib import Path
 
