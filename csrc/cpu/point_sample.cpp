@@ -155,9 +155,9 @@ bool has_pixel_rows(const Tensor& input) {
 
 PixelProblem pixel_problem(const PointSizes& sizes, const Tensor& input, bool align_corners) {
   const auto size = static_cast<int64_t>(input.element_size());
-  return {sizes.images,          sizes.channels,         sizes.count,        sizes.sets == 1,
-          align_corners,         input.stride(0) * size, input.stride(3) * size,
-          sizes.columns.size, sizes.rows.size};
+  return {sizes.images,           sizes.channels,     sizes.count,
+          sizes.sets == 1,        align_corners,      input.stride(0) * size,
+          input.stride(3) * size, sizes.columns.size, sizes.rows.size};
 }
 
 PointProblem point_problem(const PointSizes& sizes) {

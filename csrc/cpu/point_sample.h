@@ -26,7 +26,7 @@ struct PointProblem {
 struct PixelProblem {
   int64_t images, channels, points;
   bool shared_points, align_corners;
-  int64_t image_bytes, pixel_bytes;  // from one to the next
+  int64_t image_byte_stride, pixel_byte_stride;
   int32_t width, height;
 };
 
@@ -57,7 +57,7 @@ class PointBlock {
   int64_t count, packed, apart_count;  // all points, those in packs, those apart
   int64_t* position;                   // of the pixel left and above; 0 for a point that is apart
   Real *to_right, *to_bottom, *grad_x, *grad_y;
-  Real* spare;  // two numbers for each point
+  Real* scratch;  // two numbers for each point
   Apart* apart;
 
   explicit PointBlock(int64_t points)
@@ -68,7 +68,7 @@ class PointBlock {
     position = positions_.get();
     apart = apart_.get();
     Real* reals = reals_.get();
-    for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &spare}) {
+    for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &scratch}) {
       *array = std::exchange(reals, reals + points);
     }
   }
@@ -79,8 +79,8 @@ class PointBlock {
   std::unique_ptr<Apart[]> apart_;
 };
 
-// Consecutive points of a PixelProblem, and a row of channels for each of them: a sample is a sum of
-// four pixels, as one of deformable attention is.
+// Consecutive points of a PixelProblem, and a row of channels for each of them: a sample is a sum
+// of four pixels, as one of deformable attention is.
 template <typename Storage>
 struct PixelBlock {
   using Real = RealOf<Storage>;
@@ -90,10 +90,7 @@ struct PixelBlock {
   std::vector<Storage> zeros;  // the pixel that is not there
 
   PixelBlock(int64_t points, int64_t channels)
-      : row(channels + 64 / sizeof(Real)),
-        samples(points),
-        rows(points * row),
-        zeros(channels) {}
+      : row(channels + 64 / sizeof(Real)), samples(points), rows(points * row), zeros(channels) {}
 };
 
 // Consecutive rows of a plane.
