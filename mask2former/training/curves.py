@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from mask2former.io.files import replacing
-from mask2former.training.watcher import headlines, parts_of
+from mask2former.training.callback import headlines, parts_of
 
 INK, FAINT, GRID = "#1f2328", "#6e7781", "#eaeef2"
 # Okabe and Ito (2008), which stay apart for colour-blind readers.

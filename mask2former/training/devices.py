@@ -46,7 +46,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     return Accelerator(
         cpu=cpu,
         mixed_precision=precision,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         kwargs_handlers=[patience],
     )
 
@@ -56,8 +56,8 @@ def _check_devices(recipe: Recipe, device: torch.device, processes: int) -> None
         raise RecipeError("precision is 'fp16', which a CPU cannot train in; use 'bf16' or 'no'.")
     if recipe.images_per_pass % processes:
         raise RecipeError(
-            f"batch_size / gradient_accumulation is {recipe.images_per_pass}, which cannot be "
-            f"divided among {processes} processes; change either."
+            f"global_batch_size / gradient_accumulation_steps is {recipe.images_per_pass}, which "
+            f"cannot be divided among {processes} processes; change either."
         )
     if recipe.sync_batch_norm and processes > 1 and device.type == "cpu":
         raise RecipeError(

@@ -12,13 +12,13 @@ from typing import Any
 
 from mask2former.io.errors import DataError
 from mask2former.io.files import write_text
-from mask2former.training.watcher import StepAverages, Watcher
+from mask2former.training.callback import Callback, StepAverages
 
 HISTORY_FILE = "history.jsonl"
 CURVES_FILE = "curves.png"
 
 
-class History(Watcher):
+class History(Callback):
     """Writes `out`/history.jsonl, and draws it as `out`/curves.png at evaluations and at the end.
 
     The file has a JSON object on every line: the means of some steps, as `StepAverages` gives them,

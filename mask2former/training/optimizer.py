@@ -81,11 +81,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRSchedul
 
 def rate_factor(step: int, recipe: Recipe) -> float:
     """What the rate is multiplied by in the update after `step` others."""
-    done, warmup = step / recipe.steps, recipe.warmup_steps
+    done, warmup = step / recipe.max_steps, recipe.warmup_steps
     if recipe.schedule == "one-cycle":
         if step < warmup:
             return CYCLE_START + (1 - CYCLE_START) * _half_cosine(step / warmup)
-        return 1 - _half_cosine((step - warmup) / max(recipe.steps - warmup, 1))
+        return 1 - _half_cosine((step - warmup) / max(recipe.max_steps - warmup, 1))
     factor = 1.0
     if recipe.schedule == "step":
         factor = DROP ** sum(done >= milestone for milestone in recipe.milestones)

@@ -10,13 +10,13 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from mask2former.training.watcher import StepAverages, Watcher, headlines, parts_of
+from mask2former.training.callback import Callback, StepAverages, headlines, parts_of
 
 SMOOTHED_STEPS = 20  # that the figures are means of
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
-class Progress(Watcher):
+class Progress(Callback):
     """A bar where there is a terminal, else a line every now and then.
 
     Args:
@@ -79,6 +79,11 @@ class Progress(Watcher):
     def _say(self, line: str) -> None:
         tqdm.write(line, file=self.stream)
         self.stream.flush()
+
+
+def say(sentence: str) -> None:
+    """Print a sentence for the user to stderr, above a progress bar if there is one."""
+    tqdm.write(f"mask2former: {sentence}", file=sys.stderr)
 
 
 def figures(means: Mapping[str, float]) -> str:

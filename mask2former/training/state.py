@@ -78,7 +78,7 @@ class TrainingState:
 
     def clip(self) -> Tensor:
         """Limit the norm of the whole model's gradient; what it was before."""
-        limit = self.recipe.clip_norm or math.inf
+        limit = self.recipe.max_grad_norm or math.inf
         return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
 
     def update(self) -> None:

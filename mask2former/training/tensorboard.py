@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mask2former.training.watcher import StepAverages, Watcher, by_prediction, parts_of
+from mask2former.training.callback import Callback, StepAverages, by_prediction, parts_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FOLDER = "tensorboard"
 
 
-class TensorBoard(Watcher):
+class TensorBoard(Callback):
     """Writes `out`/tensorboard; `tensorboard --logdir OUT` shows it.
 
     Scalars: loss/total, loss/PART and PART/PREDICTION for the parts cross-entropy, mask and dice

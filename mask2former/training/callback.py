@@ -20,11 +20,11 @@ PARTS = {
 HEADLINES = "pq", "pq_things", "pq_stuff", "ap", "ap50", "boundary_ap", "miou"
 
 
-class Watcher:
+class Callback:
     """Told how a run goes, on the first process only; this one ignores it all.
 
-    A run that was resumed tells of the step after the one that it was resumed from first. Watchers
-    open their files when they are told something, because every process has watchers.
+    A run that was resumed tells of the step after the one that it was resumed from first. Callbacks
+    open their files when they are told something, because every process has callbacks.
     """
 
     def on_step(
@@ -51,7 +51,7 @@ class Watcher:
 
 
 class StepAverages:
-    """Means of what `Watcher.on_step` is told, over the steps since they were last taken."""
+    """Means of what `Callback.on_step` is told, over the steps since they were last taken."""
 
     def __init__(self) -> None:
         self._begin()
