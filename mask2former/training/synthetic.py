@@ -39,7 +39,7 @@ PRETRAIN_BATCH = 16
 PRETRAIN_RATE = 3e-3
 PRETRAIN_CLIP = 1.0
 WEIGHT_DECAY = 0.05
-THING_WEIGHT = 4.0  # of a pixel of a thing, which are a fifth of all
+THING_WEIGHT = 4.0  # weight of a pixel of a thing; a fifth of the pixels are such
 
 RECIPE = Recipe(
     learning_rate=1e-3,
@@ -101,10 +101,10 @@ def scene_batches(batch_size: int, steps: int, seed: int, workers: int, first_st
 
 
 def pretrain(backbone: nn.Module, batches: Iterable[dict], steps: int) -> None:
-    """Teach a backbone to name the class under every cell of its three coarser feature maps.
+    """Teach a backbone the class at every position of its three coarser feature maps.
 
-    From scratch, a Mask2Former learns early where things are and very late what they are called,
-    because names reach the features only through queries that match. This stands for the ImageNet
+    From scratch, a Mask2Former learns masks early and classes very late, because gradients of
+    classes reach the features only through matched queries. This takes the place of the ImageNet
     pretraining of the paper's backbones.
     """
     heads = nn.ModuleList([nn.Conv2d(c, len(ID2LABEL), 1) for c in backbone.channels[1:]])

@@ -172,6 +172,6 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
         run(History(tmp_path / "missing"), [1])
 
 
-def test_a_watcher_that_is_told_nothing_writes_nothing(tmp_path):
+def test_a_callback_that_is_told_nothing_writes_nothing(tmp_path):
     History(tmp_path).close()
     assert list(tmp_path.iterdir()) == []

@@ -92,6 +92,6 @@ def test_without_tensorboard_the_run_goes_on_with_one_sentence(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_watcher_that_is_told_nothing_writes_nothing(tmp_path):
+def test_a_callback_that_is_told_nothing_writes_nothing(tmp_path):
     TensorBoard(tmp_path).close()
     assert list(tmp_path.iterdir()) == []
