@@ -105,9 +105,7 @@ def load_newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | Non
             report(f"{error} The run continues from {path.name}.")
         return checkpoint
     if damaged:
-        raise DataError(
-            f"{damaged[-1]} There is no older one; start the run again in another folder."
-        )
+        raise DataError(f"{damaged[-1]} There is no older one; begin another run.")
     return None
 
 
@@ -115,7 +113,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        DataError: a file is missing or has changed since it was written.
+        DataError: a file is missing or not as it was written.
     """
     try:
         contents = read_json(path / CONTENTS)
@@ -124,9 +122,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (OSError, DataError, KeyError, TypeError) as error:
         raise DataError(f"The checkpoint {path} is damaged ({error}).") from error
     if damaged:
-        raise DataError(
-            f"The checkpoint {path} is damaged: {damaged[0]} has changed since it was written."
-        )
+        raise DataError(f"The checkpoint {path} is damaged: {damaged[0]} is not as it was written.")
     return Checkpoint(
         step=contents["step"],
         weights=load_file(path / WEIGHTS),

@@ -26,9 +26,8 @@ def set_classes(
         The names that the model had, and the new ones.
     """
     before, old = model.config.id2label, model.class_predictor
-    labels = {
-        before[label]: label for label in sorted(before, reverse=True)
-    }  # of a name that occurs twice the first
+    # The first label of a name that occurs twice.
+    labels = {before[label]: label for label in sorted(before, reverse=True)}
     names = [id2label[label] for label in range(len(id2label))]
     rows = [labels.get(name) for name in names] + [len(before)]
     head = nn.Linear(old.in_features, len(rows)).to(old.weight)

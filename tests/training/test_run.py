@@ -411,7 +411,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
     (damaged / "optimizer.pt").write_bytes(b"")
     said = []
     train_scenes(tmp_path, model=resumed, resume=True, report=said.append)
-    assert len(said) == 1 and str(damaged) in said[0] and "goes on from step-000004" in said[0]
+    assert len(said) == 1 and str(damaged) in said[0] and "continues from step-000004" in said[0]
     assert same_weights(whole, resumed)
 
 
