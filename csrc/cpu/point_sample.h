@@ -3,10 +3,11 @@
 
 #include <cstdint>
 #include <memory>
-#include <type_traits>
 #include <utility>
 
 #include "../bilinear.h"
+#include "../dtypes.h"
+#include "isa/instruction_set.h"
 #include "numbers.h"
 
 namespace mask2former {
@@ -18,10 +19,6 @@ struct PointProblem {
 
   int64_t area() const { return int64_t{columns.size} * rows.size; }
 };
-
-// What planes are sampled to: masks hold no fractions.
-template <typename Storage>
-using OutputOf = std::conditional_t<std::is_same_v<Storage, uint8_t>, float, Storage>;
 
 // The arguments in memory, contiguous.
 template <typename Storage>
@@ -97,15 +94,15 @@ struct PointKernels {
 
 namespace avx512 {
 template <typename Storage>
-PointKernels<Storage> point_kernels();
+PointKernels<Storage> point_kernels(Set);
 }
 namespace avx2 {
 template <typename Storage>
-PointKernels<Storage> point_kernels();
+PointKernels<Storage> point_kernels(Set);
 }
 namespace baseline {
 template <typename Storage>
-PointKernels<Storage> point_kernels();
+PointKernels<Storage> point_kernels(Set);
 }
 
 }  // namespace mask2former

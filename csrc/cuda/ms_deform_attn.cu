@@ -5,6 +5,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "../dtypes.h"
 #include "../ms_deform_attn_arguments.h"
 #include "launch.h"
 #include "ms_deform_attn.cuh"
@@ -153,7 +154,7 @@ Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
       torch::stable::new_empty(value, {sizes.images, sizes.queries, sizes.heads * sizes.channels});
   if (is_empty(output)) return output;
   if (is_empty(value)) return torch::stable::zero_(output);
-  for_floating(value.scalar_type(), [&](auto storage) {
+  for_floating<__half, __nv_bfloat16>(value.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     auto arguments = make_arguments<Storage>(value, sampling_locations, attention_weights, call);
     arguments.output = static_cast<Storage*>(output.mutable_data_ptr());
@@ -226,7 +227,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     return {torch::stable::zero_(grad_value), torch::stable::zero_(grad_locations),
             torch::stable::zero_(grad_attention)};
   }
-  for_floating(value.scalar_type(), [&](auto storage) {
+  for_floating<__half, __nv_bfloat16>(value.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     auto arguments = make_arguments<Storage>(value, sampling_locations, attention_weights, call);
     arguments.grad_output =

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mask2former import BUNDLED_MODEL
+from mask2former.cli.options import TASKS, add_data, add_skip_bad, open_data
 from mask2former.cli.usage import UsageError
-from mask2former.io.errors import DataError
 from mask2former.training.recipe import RENAMED, Recipe, RecipeError, kind, parse, read_recipe
 
 if TYPE_CHECKING:
     from mask2former.data.dataset import SegmentationDataset
 
-TASKS = ("panoptic", "instance", "semantic")
 
 DESCRIPTION = """\
 Fine-tune a model on a data set. This writes into the output folder:
@@ -61,14 +60,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     add("--data", required=True, type=Path, help="folder or annotation file of the data set")
     add("--out", required=True, type=Path, help="folder of the run")
-    add("--split", help="the part of the data set to train on (default: train, or the only one)")
-    add("--images", type=Path, help="folder of the images, where the data set does not say")
+    add_data(parser, "train")
+    add_skip_bad(parser)
     add("--val-data", type=Path, help="data set to evaluate on (default: the val split of --data)")
     add("--val-split", help="the part of it (default: val, or the only one)")
     add("--val-images", type=Path, help="folder of its images")
     add("--task", choices=TASKS, help="train another task than the annotations are for")
-    add("--reduce-labels", action="store_true", help="labels in PNG files count from 1, 0 is void")
-    add("--skip-bad", action="store_true", help="leave out samples with bad annotations")
     add("--resume", action="store_true", help="continue the run in --out, if there is one")
     add("--config", type=Path, metavar="YAML", help="settings; those given here override it")
     settings = parser.add_argument_group("settings")
@@ -123,7 +120,6 @@ def run(args: argparse.Namespace) -> int:
             args.out,
             recipe,
             validation=_validation(args),
-            task=args.task,
             skip_bad=args.skip_bad,
             resume=args.resume,
         )
@@ -152,20 +148,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 def _open(
     path: Path, split: str | None, images: Path | None, args: argparse.Namespace
 ) -> SegmentationDataset:
-    from mask2former.data.open_dataset import open_dataset
-
-    try:
-        return open_dataset(
-            path,
-            split,
-            images=images,
-            reduce_labels=args.reduce_labels,
-            skip_bad=args.skip_bad,
-        )
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise UsageError(str(error).rstrip(".")) from error
+    return open_data(path, split, images, args.reduce_labels, args.skip_bad, args.task)
 
 
 def _validation(args: argparse.Namespace) -> SegmentationDataset | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def map_tensor(ids: Any, index: int) -> Tensor:
     Args:
         ids: PIL image whose pixels are ids (of a palette image, its indices), or array or tensor
             (H, W), (1, H, W) or (H, W, 1) of integers, floating-point dtypes included.
-        index: its place in the batch, for messages.
+        index: its number in the batch, for messages.
 
     Raises:
         DataError: it cannot be decoded. ValueError: it is not a map of integer ids.
@@ -83,6 +83,24 @@ def id_array(image: Image.Image, name: str) -> np.ndarray:
             "its colours to numbers in one channel."
         )
     return np.array(upright(image, name))
+
+
+def id_map_per_image(
+    instance_id_to_semantic_id: IdMap | Sequence[IdMap] | None, images: int
+) -> Sequence[IdMap | None]:
+    """One mapping per image, from one for all or from None.
+
+    Raises:
+        ValueError: the number of mappings is not that of images.
+    """
+    if instance_id_to_semantic_id is None or isinstance(instance_id_to_semantic_id, Mapping):
+        return [instance_id_to_semantic_id] * images
+    if len(instance_id_to_semantic_id) != images:
+        raise ValueError(
+            f"instance_id_to_semantic_id has {len(instance_id_to_semantic_id)} mappings for "
+            f"{images} images; give one per image or a single one."
+        )
+    return instance_id_to_semantic_id
 
 
 def masks_and_labels(

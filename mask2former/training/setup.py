@@ -18,13 +18,14 @@ from mask2former.data.augmentation import Augmentation, coco_lsj, few_images, se
 from mask2former.data.batches import make_loader
 from mask2former.data.dataset import SegmentationDataset, Task
 from mask2former.data.open_dataset import as_task, available_splits, open_dataset
+from mask2former.evaluation.dataset_predictor import DatasetPredictor
 from mask2former.evaluation.evaluate import evaluate
 from mask2former.evaluation.report import draw_worst_images
-from mask2former.evaluation.segmenter import Segmenter
 from mask2former.images.processor import Mask2FormerImageProcessor
 from mask2former.io.errors import DataError
 from mask2former.io.optional import require_package
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
+from mask2former.predictor import load_processor
 from mask2former.training.callback import Callback
 from mask2former.training.class_head import set_classes
 from mask2former.training.history import History
@@ -102,10 +103,10 @@ def train(
         validation = _open(validation, val_split(validation), task, skip_bad)
         _check_same_classes(dataset, validation)
     processor = make_processor(model, processor, dataset, recipe)
-    model, kept = make_model(model, dataset, recipe)
+    model, sentences = make_model(model, dataset, recipe)
     for reason in (*dataset.skipped, *(validation.skipped if validation else ())):
         report(f"skipped: {reason}")
-    for sentence in (*_summary(model, dataset, validation, recipe), *kept):
+    for sentence in (*_summary(model, dataset, validation, recipe), *sentences):
         report(sentence)
     batches = partial(
         make_loader,
@@ -204,8 +205,7 @@ def make_model(
     dataset: SegmentationDataset,
     recipe: Recipe,
 ) -> tuple[Mask2FormerForUniversalSegmentation, list[str]]:
-    """The model to train, with the data set's classes, and a sentence on its class head if it is
-    new.
+    """The model to train, with the data set's classes, things and task; and sentences for the user.
 
     Raises:
         DataError: the model cannot be loaded.
@@ -231,10 +231,13 @@ def make_model(
         model.load_state_dict(given.state_dict())
         for ours, theirs in zip(model.parameters(), given.parameters(), strict=True):
             ours.requires_grad_(theirs.requires_grad)
-    if model.config.id2label == dataset.id2label:
-        return model, []
-    kept, new = set_classes(model, dataset.id2label)
-    return model, [f"Class head: kept: {_names([*kept, 'no object'])}; new: {_names(new)}."]
+    sentences = []
+    if model.config.id2label != dataset.id2label:
+        kept, new = set_classes(model, dataset.id2label)
+        sentences = [f"Class head: kept: {_names([*kept, 'no object'])}; new: {_names(new)}."]
+    model.config.task = dataset.task
+    model.config.thing_label_ids = sorted(dataset.thing_label_ids)
+    return model, sentences
 
 
 def make_processor(
@@ -253,12 +256,6 @@ def make_processor(
     processor.thing_label_ids = sorted(dataset.thing_label_ids)
     if recipe.short_side is not None:
         processor.size = _resized(processor.size, recipe.short_side)
-    return processor
-
-
-def load_processor(source: str | os.PathLike[str]) -> Mask2FormerImageProcessor:  # TODO predictor
-    processor = Mask2FormerImageProcessor.from_pretrained(source)
-    processor.hf_compat = False
     return processor
 
 
@@ -288,11 +285,11 @@ def _evaluation(
     )
     if several and distributed.get_rank() > 0:
         return Evaluation(results.figures)
-    segmenter = Segmenter(model, processor, dataset)
+    predictor = DatasetPredictor(model, processor, dataset)
     pictures = {}
     for image in results.images[:PICTURES]:
         one = dataclasses.replace(results, images=[image])
-        picture = draw_worst_images(one, segmenter, dataset, 1)
+        picture = draw_worst_images(one, predictor, dataset, 1)
         if picture is not None:
             pictures[image["image"]] = picture
     return Evaluation(results.figures, pictures)

@@ -26,6 +26,7 @@ from mask2former.data.augmentation import few_images
 from mask2former.data.batches import make_loader
 from mask2former.data.scene_dataset import SceneDataset
 from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.losses.annotations import Annotation
 from mask2former.scenes.scene import HELD_OUT_SEEDS, ID2LABEL, THING_LABEL_IDS
 from mask2former.training.optimizer import make_schedule, parameter_groups
 from mask2former.training.progress import Progress
@@ -118,7 +119,7 @@ def pretrain(backbone: nn.Module, batches: Iterable[dict], steps: int) -> None:
     weight[list(THING_LABEL_IDS)] = THING_WEIGHT
     progress = tqdm(batches, desc="pretraining", unit="step", mininterval=10)
     for batch in progress:
-        truth = class_maps(batch["mask_labels"], batch["class_labels"])
+        truth = class_maps(batch["annotations"])
         features = backbone(batch["pixel_values"])[1:]
         loss = sum(
             F.cross_entropy(head(feature), resized_classes(truth, feature), weight)
@@ -132,10 +133,9 @@ def pretrain(backbone: nn.Module, batches: Iterable[dict], steps: int) -> None:
         progress.set_postfix({"loss": f"{loss.item():.3f}"}, refresh=False)
 
 
-def class_maps(label_maps: list[Tensor], class_labels: list[Tensor]) -> Tensor:
+def class_maps(annotations: list[Annotation]) -> Tensor:
     """The class of every pixel, int64 (N, H, W), from label maps without void."""
-    pairs = zip(label_maps, class_labels, strict=True)
-    return torch.stack([labels[label_map.long()] for label_map, labels in pairs])
+    return torch.stack([image.labels[image.masks.long()] for image in annotations])
 
 
 def resized_classes(truth: Tensor, feature: Tensor) -> Tensor:

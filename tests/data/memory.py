@@ -4,7 +4,7 @@ import weakref
 
 import torch
 
-from mask2former.data.dataset import Sample, SegmentationDataset
+from mask2former.data.dataset import VOID, Sample, SegmentationDataset
 from mask2former.data.scene_dataset import SceneDataset
 from mask2former.io.errors import DataError
 
@@ -71,3 +71,10 @@ def sample(masks, labels, name="a.png", crowd=None, areas=None, noise=None) -> S
         torch.tensor(crowd or [False] * len(labels), dtype=torch.bool),
         None if areas is None else torch.tensor(areas, dtype=torch.float64),
     )
+
+
+def flawed_dataset() -> MemoryDataset:
+    """Two panoptic images, with void, a crowd and an empty segment, and one unreadable file."""
+    first = sample([[0, 0, 1, VOID], [2, 2, 2, VOID]], [1, 0, 1], "first.png", [False, False, True])
+    second = sample([[0, 0], [0, 0], [0, 0]], [2, 0], "second.png")  # the last has no pixel
+    return MemoryDataset([first, "third.png is truncated.", second], things={"cat", "dog"})

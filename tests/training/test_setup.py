@@ -198,6 +198,7 @@ def test_model_and_processor_that_are_given_stay_as_they_are(tmp_path):
     assert not same_weights(trained, model)
     assert (trained.config.dropout, trained.config.id2label[0]) == (0.5, "disc")
     saved = Mask2FormerImageProcessor.from_pretrained(outcome.model)
+    assert (trained.config.task, trained.config.thing_label_ids) == ("panoptic", [0, 1, 2, 3])
     assert (saved.size, saved.thing_label_ids) == ({"shortest_edge": 64}, [0, 1, 2, 3])
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mask2former.data.inspection.inspection import ClassCount, Inspection
+from mask2former.data.inspection.findings import ClassCount, Inspection
 
 # Without underscores before and after, which labelme and others put there.
 _BACKGROUND_NAMES = {
@@ -20,10 +18,10 @@ _CROWD_SHARE = 0.5  # of all things
 
 def suspicions(found: Inspection) -> list[str]:
     """Sentences, each of which names what looks wrong and the remedy."""
-    return [*_of_files(found), *_of_labels(found), *_of_pixels(found)]
+    return [*_file_suspicions(found), *_label_suspicions(found), *_pixel_suspicions(found)]
 
 
-def _of_files(found: Inspection) -> Iterator[str]:
+def _file_suspicions(found: Inspection) -> Iterator[str]:
     if found.duplicate_names:
         yield (
             f"{_some(found.duplicate_names, 'image')} listed more than once; "
@@ -47,7 +45,7 @@ def _of_files(found: Inspection) -> Iterator[str]:
         )
 
 
-def _of_labels(found: Inspection) -> Iterator[str]:
+def _label_suspicions(found: Inspection) -> Iterator[str]:
     seen = [count for count in found.classes if count.segments]
     unseen = [count for count in found.classes if not count.segments]
     if not seen:
@@ -77,10 +75,10 @@ def _of_labels(found: Inspection) -> Iterator[str]:
     total, crowds = sum(c.segments for c in things), sum(c.crowds for c in things)
     if crowds > _CROWD_SHARE * total:
         yield (
-            f"{crowds} of the {total} things are crowds, which training leaves out; give those "
-            "that are one object an iscrowd of 0 (some tools write 1 for every painted mask)."
+            f"{crowds} of the {total} things are crowds, which training leaves out; give an "
+            "iscrowd of 0 to single objects (some tools write 1 for every painted mask)."
         )
-    binary = is_map and len(found.classes) == 2  # but for its background it has one class
+    binary = is_map and len(found.classes) == 2  # one class and its background
     for count in seen:
         if _is_background(count) and not binary:
             remedy = "make it void (--reduce-labels if it is label 0)" if is_map else "leave it out"
@@ -90,7 +88,7 @@ def _of_labels(found: Inspection) -> Iterator[str]:
             )
 
 
-def _of_pixels(found: Inspection) -> Iterator[str]:
+def _pixel_suspicions(found: Inspection) -> Iterator[str]:
     seen = [count for count in found.classes if count.pixels]
     labelled = sum(count.pixels for count in seen)
     void = found.unlabelled_pixels / max(1, found.pixels)

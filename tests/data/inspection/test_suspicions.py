@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from mask2former.data.dataset import VOID
-from mask2former.data.inspection.inspection import inspect
+from mask2former.data.inspection.inspect_dataset import inspect_dataset
 from mask2former.data.scene_dataset import SceneDataset
 from tests.data.memory import MemoryDataset, sample
 
 
 def warnings_of(*samples, **settings) -> list[str]:
-    return inspect(MemoryDataset(list(samples), **settings)).warnings
+    return inspect_dataset(MemoryDataset(list(samples), **settings)).warnings
 
 
 def semantic(*samples, **settings) -> list[str]:
@@ -21,7 +21,7 @@ def semantic(*samples, **settings) -> list[str]:
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_rendered_scenes_are_not_suspicious(task):
-    assert inspect(SceneDataset(range(20), 64, task)).warnings == []
+    assert inspect_dataset(SceneDataset(range(20), 64, task)).warnings == []
 
 
 def test_numbers_with_gaps_are_not_suspicious():
