@@ -90,6 +90,13 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(
     assert "was begun with seed 0, not 5" in capsys.readouterr().err
 
 
+def test_a_run_whose_recipe_has_an_old_name_is_told_the_new_one(data, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("steps: 4\n")
+    assert main(["train", "--data", str(data), "--out", str(tmp_path), "--resume"]) == 1
+    said = capsys.readouterr().err
+    assert "recipe.yaml cannot be used: steps is called max_steps now; rename it." in said
+
+
 def test_a_file_of_settings_yields_to_the_command_line(tiny_model, data, tmp_path):
     config = tmp_path / "recipe.yaml"
     config.write_text("max_steps: 3\nlearning_rate: 5e-4\nfreeze_backbone: true\n")

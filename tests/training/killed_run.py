@@ -30,9 +30,9 @@ class Ticks(Callback):
 
 
 def start(out: Path, call: int = 0) -> tuple[int, int]:
-    """A process that goes on with the run, and kills itself at that call unless it is 0; its ticks.
+    """A process that resumes the run, and kills itself at that call unless it is 0; and its ticks.
 
-    Forked, because to start Python anew for every one would take minutes.
+    Forked, because starting Python for each would take minutes.
     """
     reader, writer = os.pipe()
     child = os.fork()

@@ -45,6 +45,6 @@ def train_scenes(out, recipe=RECIPE, *, model=None, loader=None, **options) -> O
 
 
 def same_weights(one, other) -> bool:
-    """Whether two models agree to the bit."""
+    """Whether the weights of two models are bit-identical."""
     one, other = one.state_dict(), other.state_dict()
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)

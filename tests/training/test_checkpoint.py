@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(file, damage,
     assert f"{path} is damaged" in said[0] and said[0].endswith(
         "The run continues from step-000001."
     )
-    # Its place can be taken.
+    # A new checkpoint may have its name.
     save_checkpoint(tmp_path, checkpoint(2), keep=2)
     assert reports(tmp_path)[0].step == 2
 

@@ -318,6 +318,24 @@ def test_a_gradient_that_is_not_finite_ends_the_run_too(tmp_path):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+def test_batches_are_closed_when_a_run_fails(tmp_path):
+    """Otherwise worker processes live as long as somebody holds the error."""
+    closed = []
+
+    def loader(**where):
+        try:
+            yield from batches()(**where)
+        finally:
+            closed.append(True)
+
+    def fail(step: int) -> None:
+        raise Stop
+
+    with pytest.raises(Stop) as error:
+        train_scenes(tmp_path, loader=loader, callbacks=[Diary(fail)])
+    assert closed and error.tb
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_the_run(number, tmp_path):
     def kill(step: int) -> None:

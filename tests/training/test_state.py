@@ -3,7 +3,7 @@ import torch
 from tests.training.scenes import RECIPE, same_weights, scene_model, train_scenes
 
 
-def test_a_frozen_backbone_stays_to_the_bit(tmp_path):
+def test_a_frozen_backbone_stays_bit_identical(tmp_path):
     model = scene_model()
     train_scenes(tmp_path, RECIPE.replace(freeze_backbone=True, max_steps=2), model=model)
     before = scene_model().state_dict()
