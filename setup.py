@@ -1,8 +1,8 @@
 """Chooses what to build; everything else about the package is in pyproject.toml.
 
 MASK2FORMER_BUILD=auto|cpu|cuda|none: auto (the default) builds CPU kernels and, where there is an
-nvcc, CUDA kernels, for which no GPU is needed; if these fail, the CPU kernels alone; and if those
-fail too, it leaves the package to its PyTorch reference. The other three do what they say or fail.
+nvcc, CUDA kernels. This needs no GPU. If the CUDA kernels fail, it builds the CPU kernels alone; if
+those fail too, the package runs its PyTorch reference. The other three do what they say or fail.
 TORCH_CUDA_ARCH_LIST names the GPUs that the CUDA kernels are for.
 """
 
@@ -29,6 +29,7 @@ FLAGS = [
     "-Wno-psabi",
     "-g0",
 ]
+HEADERS = ["*.h", "*.inl", "*.cuh"]
 TORCH_2_11 = "0x020b000000000000"  # the oldest torch whose stable ABI the library needs
 # Turing, Ampere, Ada, Hopper and Blackwell; newer ones compile the last one's PTX for themselves.
 GPUS = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
@@ -96,7 +97,7 @@ def make_extension(*, cuda: bool):
 
     # Last, so that they win: the sanitizers need their own optimisation level.
     compile_args = {"cxx": [*FLAGS, *shlex.split(os.environ.get("MASK2FORMER_CXXFLAGS", ""))]}
-    sources = [Path("csrc/module.cpp"), *Path("csrc/cpu").glob("*.cpp")]
+    sources = [Path("csrc/module.cpp"), *Path("csrc/cpu").rglob("*.cpp")]
     arguments = {}
     if cuda:
         nvcc = str(Path(CUDA_HOME) / "bin" / "nvcc")
@@ -106,13 +107,13 @@ def make_extension(*, cuda: bool):
         # The static runtime, so that the library loads where there is no CUDA.
         arguments["libraries"] = ["cudart_static", "dl", "rt", "pthread"]
         arguments["library_dirs"] = cuda_libraries(nvcc)
-        # Asks for torch's CUDA part, if there is one. The linker would leave it out, because the
-        # one function that we call there may be missing (launch.h).
+        # Links torch's CUDA part, if there is one. The linker would leave it out, because the only
+        # function that we call there is a weak symbol (launch.h).
         arguments["extra_link_args"] = ["-Wl,--no-as-needed", "-ltorch"]
     return CppExtension(
         LIBRARY,
         sorted(map(str, sources)),
-        depends=[str(path) for end in ("*.h", "*.cuh") for path in Path("csrc").rglob(end)],
+        depends=[str(path) for end in HEADERS for path in Path("csrc").rglob(end)],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_2_11)],
         extra_compile_args=compile_args,
         py_limited_api=True,

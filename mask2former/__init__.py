@@ -17,12 +17,14 @@ if TYPE_CHECKING:
         Mask2FormerImageProcessorFast,
         Mask2FormerImageProcessorPil,
     )
+    from mask2former.images.thresholds import Thresholds
     from mask2former.io.errors import DataError
     from mask2former.model.outputs import (
         Mask2FormerForUniversalSegmentationOutput,
         Mask2FormerModelOutput,
     )
     from mask2former.modeling import Mask2FormerForUniversalSegmentation, Mask2FormerModel
+    from mask2former.predictor import Predictor
     from mask2former_ops import __version__
 
 # A small model trained on rendered scenes (mask2former.scenes), shipped with the package.
@@ -40,8 +42,10 @@ __all__ = [
     "Mask2FormerImageProcessorPil",
     "Mask2FormerModel",
     "Mask2FormerModelOutput",
+    "Predictor",
     "ResNetConfig",
     "SwinConfig",
+    "Thresholds",
     "TimmBackboneConfig",
     "__version__",
 ]
@@ -61,12 +65,14 @@ _ROOMS = {
         "Mask2FormerImageProcessorFast",
         "Mask2FormerImageProcessorPil",
     ),
+    "mask2former.images.thresholds": ("Thresholds",),
     "mask2former.io.errors": ("DataError",),
     "mask2former.model.outputs": (
         "Mask2FormerForUniversalSegmentationOutput",
         "Mask2FormerModelOutput",
     ),
     "mask2former.modeling": ("Mask2FormerForUniversalSegmentation", "Mask2FormerModel"),
+    "mask2former.predictor": ("Predictor",),
     "mask2former_ops": ("__version__",),
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}

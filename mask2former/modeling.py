@@ -13,7 +13,7 @@ from mask2former.checkpoints.weights import read_weights, save_weights
 from mask2former.configuration import Mask2FormerConfig, labels_by_id
 from mask2former.configuration.backbones import CONFIG_NAME
 from mask2former.io.errors import DataError
-from mask2former.losses.annotations import IGNORED, check_labels, is_label_map, make_annotations
+from mask2former.losses.annotations import Annotation, check_annotations, make_annotations
 from mask2former.losses.loss import segmentation_losses
 from mask2former.model.backbones import make_backbone
 from mask2former.model.gradient_checkpointing import GradientCheckpointing
@@ -21,7 +21,7 @@ from mask2former.model.outputs import (
     Mask2FormerForUniversalSegmentationOutput,
     Mask2FormerModelOutput,
 )
-from mask2former.model.padding import checked_mask, whole_cells
+from mask2former.model.padding import checked_mask, pad_to_multiple, valid_sizes
 from mask2former.model.pixel_decoder import PixelDecoder, PixelDecoderOutput
 from mask2former.model.transformer_decoder import DecoderOutput, TransformerDecoder, mask_logits
 
@@ -127,7 +127,9 @@ def _overridden(config: Mask2FormerConfig, overrides: dict[str, Any]) -> Mask2Fo
     if "backbone" in overrides:
         values["backbone_config"] = None  # of another backbone
     if overrides.get("num_labels", config.num_labels) != config.num_labels:
-        del values["id2label"], values["label2id"]  # names of other labels
+        del values["id2label"], values["label2id"], values["thing_label_ids"]  # of other labels
+    if "id2label" in overrides:
+        values["thing_label_ids"] = None  # of other labels
     changed = Mask2FormerConfig.from_dict(values | overrides)
     if label2id not in (None, changed.label2id):
         raise ValueError("label2id must be the inverse of id2label; leave it out.")
@@ -160,8 +162,8 @@ class Mask2FormerModel(_Pretrained):
         _check_inputs(pixel_values, pixel_mask, self.config.backbone_config.num_channels)
         pixel_mask = checked_mask(pixel_mask)
         if pixel_mask is not None:
-            pixel_values = whole_cells(pixel_values, self.backbone.stride)
-            pixel_mask = whole_cells(pixel_mask, self.backbone.stride)
+            pixel_values = pad_to_multiple(pixel_values, self.backbone.stride)
+            pixel_mask = pad_to_multiple(pixel_mask, self.backbone.stride)
         features = self.backbone(pixel_values, pixel_mask)
         return features, self.pixel_decoder(features, pixel_mask)
 
@@ -174,18 +176,18 @@ class Mask2FormerModel(_Pretrained):
         return_dict: bool | None = None,
     ) -> Mask2FormerModelOutput | tuple:
         """Arguments are those of `Mask2FormerForUniversalSegmentation.forward`."""
-        hidden, attend, as_dict = _flags(
+        hidden, attentions, as_dict = _flags(
             self.config, output_hidden_states, output_attentions, return_dict
         )
         features, pixels = self.encode(pixel_values, pixel_mask)
-        decoded = self.transformer_decoder(pixels, hidden, attend)
+        decoded = self.transformer_decoder(pixels, hidden, attentions)
         states = tuple(s.transpose(0, 1) for s in decoded.states) if hidden else None
         output = Mask2FormerModelOutput(
             transformer_decoder_intermediate_states=states,
             masks_queries_logits=tuple(
                 mask_logits(e, pixels.mask_features) for e in decoded.mask_embeddings
             ),
-            **_state_fields(features, pixels, decoded, hidden, attend),
+            **_state_fields(features, pixels, decoded, hidden, attentions),
         )
         return output if as_dict else output.to_tuple()
 
@@ -226,6 +228,7 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
         output_auxiliary_logits: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        annotations: list[Annotation] | None = None,
     ) -> Mask2FormerForUniversalSegmentationOutput | tuple:
         """Segment a batch of images, and compute the loss when labels are given.
 
@@ -233,23 +236,25 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
             pixel_values: normalised images (N, C, H, W), floating.
             mask_labels: per image masks (T_i, H, W), the size of pixel_values, of any dtype, with
                 values from 0 to 1; bool takes the least memory. Or a label map, integer (H, W): a
-                pixel's annotation by its place in class_labels, -1 for none, -2 for a pixel that
-                is ignored. Ignored pixels, which in masks have the configuration's ignore_value,
-                and padding take no part in matching and mask losses. T_i may be 0.
+                pixel's index into class_labels, -1 for none, -2 for an ignored pixel. In masks an
+                ignored pixel has the configuration's ignore_value. Ignored pixels and padding take
+                no part in matching and mask losses. T_i may be 0.
             class_labels: per image (T_i,), integer; an annotation of class ignore_value, if that is
-                no class of the model, is left out (in a label map its pixels are then of none).
+                no class of the model, is left out (in a label map its pixels then have none).
             pixel_mask: (N, H, W), non-zero where there is image and 0 where there is padding, which
                 must lie at the bottom and right. An image gives the same answer in any batch.
                 Default: no padding. With padding, a canvas that is no multiple of the coarsest
-                stride is filled up to one, and mask logits are those of the larger canvas.
+                stride is padded to one, and mask logits are those of the larger canvas.
             output_hidden_states, output_auxiliary_logits, output_attentions: fill those fields;
                 default: as the configuration says.
             return_dict: False for a plain tuple of the fields that are present.
+            annotations: per image what `make_annotations` or our own data loader made, in place of
+                mask_labels and class_labels. These were checked then and are not checked again.
 
         Raises:
             ValueError: an input has the wrong shape, or labels do not fit.
         """
-        hidden, attend, as_dict = _flags(
+        hidden, attentions, as_dict = _flags(
             self.config, output_hidden_states, output_attentions, return_dict
         )
         auxiliary = output_auxiliary_logits
@@ -257,13 +262,20 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
             auxiliary = bool(self.config.output_auxiliary_logits)
         if (mask_labels is None) != (class_labels is None):
             raise ValueError("mask_labels and class_labels must be given together.")
+        if mask_labels is not None and annotations is not None:
+            raise ValueError("Give mask_labels and class_labels, or annotations, but not both.")
 
         features, pixels = self.model.encode(pixel_values, pixel_mask)
-        decoded = self.model.transformer_decoder(pixels, hidden, attend)
+        decoded = self.model.transformer_decoder(pixels, hidden, attentions)
         losses = None
+        expected = len(pixel_values), tuple(pixel_values.shape[-2:]), self.config.num_labels
         if mask_labels is not None:
-            size = tuple(pixel_values.shape[-2:])
-            losses = self._losses(decoded, pixels, mask_labels, class_labels, size)
+            annotations = make_annotations(
+                mask_labels, class_labels, *expected, self.config.ignore_value
+            )
+        if annotations is not None:
+            check_annotations(annotations, *expected)
+            losses = self._losses(decoded, pixels, annotations)
         predictions = self._predictions(decoded, pixels, auxiliary)
         output = Mask2FormerForUniversalSegmentationOutput(
             loss=None if losses is None else sum(losses.values()),
@@ -271,28 +283,17 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
             auxiliary_logits=predictions[:-1] if auxiliary else None,
             image_sizes=image_sizes(pixel_values, pixels.pixel_mask),
             loss_dict=None if losses is None else {k: v.detach() for k, v in losses.items()},
-            **_state_fields(features, pixels, decoded, hidden, attend),
+            **_state_fields(features, pixels, decoded, hidden, attentions),
         )
         return output if as_dict else output.to_tuple()
 
     def _losses(
-        self,
-        decoded: DecoderOutput,
-        pixels: PixelDecoderOutput,
-        mask_labels: list[Tensor],
-        class_labels: list[Tensor],
-        size: tuple[int, int],
+        self, decoded: DecoderOutput, pixels: PixelDecoderOutput, annotations: list[Annotation]
     ) -> dict[str, Tensor]:
-        check_labels(mask_labels, class_labels, len(pixels.mask_features), size, self.config)
+        annotations = [annotation.to(pixels.mask_features.device) for annotation in annotations]
         if pixels.pixel_mask is not None:
-            stride = self.model.backbone.stride
-            mask_labels = [
-                whole_cells(masks, stride, IGNORED if is_label_map(masks) else 0)
-                for masks in mask_labels
-            ]
-        annotations = make_annotations(
-            mask_labels, class_labels, pixels.pixel_mask, self.config, pixels.mask_features.device
-        )
+            pairs = zip(annotations, pixels.pixel_mask, strict=True)
+            annotations = [annotation.with_padding(mask) for annotation, mask in pairs]
         first = 0 if self.config.use_auxiliary_loss else -1
         return segmentation_losses(
             self.class_predictor(torch.stack(decoded.states[first:])),
@@ -323,8 +324,7 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[i
     height, width = (pixel_values if pixel_mask is None else pixel_mask).shape[-2:]
     if pixel_mask is None:
         return [(height, width, height, width)] * len(pixel_values)
-    valid = zip(pixel_mask.any(2).sum(1).tolist(), pixel_mask.any(1).sum(1).tolist(), strict=True)
-    return [(rows, columns, height, width) for rows, columns in valid]
+    return [(rows, columns, height, width) for rows, columns in valid_sizes(pixel_mask).tolist()]
 
 
 def _check_inputs(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int) -> None:
@@ -351,7 +351,7 @@ def _state_fields(
     pixels: PixelDecoderOutput,
     decoded: DecoderOutput,
     hidden: bool,
-    attend: bool,
+    attentions: bool,
 ) -> dict[str, Any]:
     """The fields that both models' outputs share."""
     return {
@@ -361,5 +361,5 @@ def _state_fields(
         "encoder_hidden_states": tuple(features) if hidden else None,
         "pixel_decoder_hidden_states": tuple(pixels.levels) if hidden else None,
         "transformer_decoder_hidden_states": tuple(decoded.hidden_states) if hidden else None,
-        "attentions": tuple(decoded.attentions) if attend else None,
+        "attentions": tuple(decoded.attentions) if attentions else None,
     }

@@ -7,8 +7,6 @@ from types import ModuleType
 import torch
 
 import mask2former_ops
-import mask2former_ops.bias_activation  # those two that the package itself does not import
-import mask2former_ops.window_attention
 from mask2former_ops import _extension
 
 # Every operator, and the types of devices that kernels are written for.
@@ -16,8 +14,6 @@ OPERATORS = {
     "ms_deform_attn": ("cpu", "cuda"),
     "point_sample": ("cpu", "cuda"),
     "uncertain_points": ("cpu",),
-    "window_attention": ("cpu",),
-    "bias_activation_": ("cpu",),
 }
 
 

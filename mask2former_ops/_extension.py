@@ -49,15 +49,10 @@ def load() -> str | None:
 MISSING = load()
 
 
-def has_kernel(op: str, device_type: str) -> bool:
-    """Whether a compiled kernel runs there."""
-    key = torch._C._parse_dispatch_key(device_type.upper())
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"mask2former_ops::{op}", key)
-
-
 def why_no_kernel(op: str, device_type: str) -> str | None:
     """None where a compiled kernel runs, else one clause that says why it does not."""
-    if has_kernel(op, device_type):
+    key = torch._C._parse_dispatch_key(device_type.upper())
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"mask2former_ops::{op}", key):
         return None
     if device_type in ("cpu", "cuda") and MISSING:
         return MISSING

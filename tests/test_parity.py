@@ -1,5 +1,7 @@
 """Agreement with the transformers implementation, on identical random weights and points."""
 
+import contextlib
+
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,8 @@ from mask2former import (
     Mask2FormerModel,
 )
 from mask2former.checkpoints.huggingface import to_huggingface
+from mask2former.losses import loss
+from mask2former_ops import uncertain_points
 from tests.reference import (
     make_labels,
     randomise,
@@ -130,11 +134,13 @@ def gradients_by_the_names_of_files(ours, theirs, folder):
     return {name: a[name] for name in b}, b
 
 
-def assert_losses_and_gradients_agree(ours, theirs, pixels, masks, classes, folder):
+def assert_losses_and_gradients_agree(
+    ours, theirs, pixels, masks, classes, folder, points=same_points
+):
     losses = []
     for model in (ours, theirs):
         model.zero_grad()
-        with same_points():
+        with points():
             losses.append(model(pixels, mask_labels=masks, class_labels=classes).loss)
         losses[-1].backward()
     assert relative_error(losses[0], losses[1].squeeze()) < LIMIT
@@ -169,6 +175,37 @@ def test_loss_and_every_gradient_agree(models, tmp_path):
     masks, classes = make_labels(3, [4, 7], (92, 124), num_labels=5)
     pixels = random_pixels((92, 124))
     assert_losses_and_gradients_agree(*models, pixels, masks, classes, tmp_path)
+
+
+def test_loss_and_every_gradient_agree_at_the_points_that_we_select(models, tmp_path, monkeypatch):
+    """Our own selection runs in our loss, and transformers' loss gets the points that it found."""
+    ours, theirs = models
+    images, predictions = 2, ours.config.decoder_layers
+    selected = []
+
+    def select(logits, *options):
+        selected.append(uncertain_points(logits, *options))
+        return selected[-1]
+
+    def selected_for(criterion, logits, *options):
+        # Ours selects for all predictions of an image, theirs for all images of a prediction.
+        layer = next(order)
+        return torch.cat([selected[i * predictions + layer] for i in range(images)])
+
+    @contextlib.contextmanager
+    def our_points():
+        with same_points():
+            monkeypatch.setattr(loss, "uncertain_points", select)
+            yield
+
+    order = iter([predictions - 1, *range(predictions - 1)])  # of theirs: the last one comes first
+    monkeypatch.setattr(type(theirs.criterion), "sample_points_using_uncertainty", selected_for)
+    masks, classes = make_labels(3, [4, 7], (92, 124), num_labels=5)
+    pixels = random_pixels((92, 124))
+    assert_losses_and_gradients_agree(*models, pixels, masks, classes, tmp_path, our_points)
+    assert next(order, None) is None
+    assert len(selected) == images * predictions
+    assert selected[0].unique(dim=0).shape == (4, ours.config.train_num_points, 2)  # own points
 
 
 def test_folder_that_we_write_loads_in_transformers(models, tmp_path):

@@ -9,8 +9,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "../dtypes.h"
 #include "../point_sample_arguments.h"
-#include "instruction_set.h"
+#include "isa/instruction_set.h"
 #include "point_sample.h"
 #include "tensors.h"
 
@@ -19,13 +20,7 @@ namespace {
 
 template <typename Storage>
 PointKernels<Storage> kernels() {
-  switch (instruction_set()) {
-#if MASK2FORMER_X86
-    case InstructionSet::kAvx512: return avx512::point_kernels<Storage>();
-    case InstructionSet::kAvx2: return avx2::point_kernels<Storage>();
-#endif
-    default: return baseline::point_kernels<Storage>();
-  }
+  return with_instruction_set([](auto set) { return point_kernels<Storage>(set); });
 }
 
 // Each thread sums up gradients of half planes in a band of at most this many bytes, unless a
@@ -118,19 +113,60 @@ void backward_points(const PointProblem& problem, const PointData<Storage>& data
   });
 }
 
-PointProblem check_arguments(const Tensor& input, const Tensor& points, bool align_corners) {
-  const PointSizes sizes = check_points(input, points, align_corners);
+// Points whose pixels and channels stay in the first-level cache.
+constexpr int64_t kPixelPoints = 32;
+
+// Calls run(block, image, first, count) for the points of each of `images`, a block at a time.
+template <typename Storage, typename Run>
+void for_pixel_blocks(const PixelProblem& problem, int64_t images, Run run) {
+  const int64_t blocks = parts_of(problem.points, kPixelPoints);
+  torch::stable::parallel_for(0, images * blocks, 1, [&](int64_t begin, int64_t end) {
+    PixelBlock<Storage> block(std::min(kPixelPoints, problem.points), problem.channels);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task % blocks * kPixelPoints;
+      run(block, task / blocks, first, std::min(kPixelPoints, problem.points - first));
+    }
+  });
+}
+
+template <typename Storage>
+void forward_pixels(const PixelProblem& problem, const PointData<Storage>& data) {
+  const auto kernel = kernels<Storage>().forward_pixels;
+  for_pixel_blocks<Storage>(problem, problem.images,
+                            [&](auto& block, int64_t image, int64_t first, int64_t count) {
+                              kernel(problem, data, block, image, first, count);
+                            });
+}
+
+template <typename Storage>
+void backward_pixel_points(const PixelProblem& problem, const PointData<Storage>& data) {
+  const auto kernel = kernels<Storage>().backward_pixel_points;
+  for_pixel_blocks<Storage>(problem, problem.shared_points ? 1 : problem.images,
+                            [&](auto& block, int64_t image, int64_t first, int64_t count) {
+                              kernel(problem, data, block, image, first, count);
+                            });
+}
+
+// Whether pixels lie one after the other, each a row of channels: channels_last maps do.
+bool has_pixel_rows(const Tensor& input) {
+  return input.size(1) > 1 && input.stride(1) == 1 &&
+         input.stride(2) == input.size(3) * input.stride(3);
+}
+
+PixelProblem pixel_problem(const PointSizes& sizes, const Tensor& input, bool align_corners) {
+  const auto size = static_cast<int64_t>(input.element_size());
+  return {sizes.images,           sizes.channels,     sizes.count,
+          sizes.sets == 1,        align_corners,      input.stride(0) * size,
+          input.stride(3) * size, sizes.columns.size, sizes.rows.size};
+}
+
+PointProblem point_problem(const PointSizes& sizes) {
   const bool shared = sizes.sets == 1;
   return {shared ? 1 : sizes.images, shared ? sizes.images * sizes.channels : sizes.channels,
           sizes.count, sizes.columns, sizes.rows};
 }
 
 // ---- operators ------------------------------------------------------------------------------------
-
-template <typename Run>
-void for_storage(const Tensor& input, Run run) {
-  is_mask(input) ? run(uint8_t{}) : for_floating(input.scalar_type(), run);
-}
 
 template <typename Storage>
 PointData<Storage> inputs(const Tensor& input, const Tensor& points) {
@@ -141,17 +177,19 @@ PointData<Storage> inputs(const Tensor& input, const Tensor& points) {
 }
 
 Tensor point_sample(const Tensor& input, const Tensor& points, bool align_corners) {
-  const PointProblem problem = check_arguments(input, points, align_corners);
+  const PointSizes sizes = check_points(input, points, align_corners);
   Tensor output = torch::stable::new_empty(input, output_shape(input, points), output_dtype(input));
   if (is_empty(output)) return output;
-  if (problem.area() == 0) return torch::stable::zero_(output);
-  const Tensor pixels = torch::stable::contiguous(input);
+  if (is_empty(input)) return torch::stable::zero_(output);
+  const bool pixel_rows = has_pixel_rows(input);
+  const Tensor pixels = pixel_rows ? input : torch::stable::contiguous(input);
   const Tensor where = torch::stable::contiguous(points);
-  for_storage(input, [&](auto storage) {
+  for_storage<Half, BFloat16>(input.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     PointData<Storage> data = inputs<Storage>(pixels, where);
     data.output = static_cast<OutputOf<Storage>*>(output.mutable_data_ptr());
-    forward(problem, data);
+    pixel_rows ? forward_pixels(pixel_problem(sizes, input, align_corners), data)
+               : forward(point_problem(sizes), data);
   });
   return output;
 }
@@ -160,27 +198,31 @@ std::tuple<Tensor, Tensor> point_sample_backward(const Tensor& grad_output, cons
                                                  const Tensor& points, bool align_corners,
                                                  const std::vector<bool>& output_mask,
                                                  bool /*deterministic: it always is*/) {
-  const PointProblem problem = check_arguments(input, points, align_corners);
+  const PointSizes sizes = check_points(input, points, align_corners);
   check_points_backward(grad_output, input, points, output_mask);
   Tensor grad_input = new_gradient(output_mask[0], input);
   Tensor grad_points = new_gradient(output_mask[1], points);
   if (is_empty(input) || is_empty(grad_output)) {
     return {torch::stable::zero_(grad_input), torch::stable::zero_(grad_points)};
   }
+  const bool pixel_rows = has_pixel_rows(input);
   // Only the points' gradient looks at them.
-  const Tensor pixels = output_mask[1] ? torch::stable::contiguous(input) : input;
+  const bool as_it_lies = pixel_rows || !output_mask[1];
+  const Tensor pixels = as_it_lies ? input : torch::stable::contiguous(input);
   const Tensor where = torch::stable::contiguous(points);
   const Tensor grads = torch::stable::contiguous(grad_output);
-  for_storage(input, [&](auto storage) {
+  for_storage<Half, BFloat16>(input.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     PointData<Storage> data = inputs<Storage>(pixels, where);
     data.grad_output = static_cast<const OutputOf<Storage>*>(grads.const_data_ptr());
     if constexpr (!std::is_same_v<Storage, uint8_t>) {
       data.grad_input = static_cast<Storage*>(grad_input.mutable_data_ptr());
-      if (output_mask[0]) backward_input(problem, data);
+      if (output_mask[0]) backward_input(point_problem(sizes), data);
     }
     data.grad_points = numbers(grad_points);
-    if (output_mask[1]) backward_points(problem, data);
+    if (!output_mask[1]) return;
+    pixel_rows ? backward_pixel_points(pixel_problem(sizes, input, align_corners), data)
+               : backward_points(point_problem(sizes), data);
   });
   return {grad_input, grad_points};
 }

@@ -3,10 +3,13 @@
 
 #include <cstdint>
 #include <memory>
-#include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "../bilinear.h"
+#include "../dtypes.h"
+#include "isa/instruction_set.h"
+#include "ms_deform_attn.h"
 #include "numbers.h"
 
 namespace mask2former {
@@ -19,11 +22,15 @@ struct PointProblem {
   int64_t area() const { return int64_t{columns.size} * rows.size; }
 };
 
-// What planes are sampled to: masks hold no fractions.
-template <typename Storage>
-using OutputOf = std::conditional_t<std::is_same_v<Storage, uint8_t>, float, Storage>;
+// The same for maps whose channels lie side by side, pixel after pixel.
+struct PixelProblem {
+  int64_t images, channels, points;
+  bool shared_points, align_corners;
+  int64_t image_byte_stride, pixel_byte_stride;
+  int32_t width, height;
+};
 
-// The arguments in memory, contiguous.
+// The arguments in memory, contiguous but for the input of a PixelProblem.
 template <typename Storage>
 struct PointData {
   const Storage* input;
@@ -50,7 +57,7 @@ class PointBlock {
   int64_t count, packed, apart_count;  // all points, those in packs, those apart
   int64_t* position;                   // of the pixel left and above; 0 for a point that is apart
   Real *to_right, *to_bottom, *grad_x, *grad_y;
-  Real* spare;  // two numbers for each point
+  Real* scratch;  // two numbers for each point
   Apart* apart;
 
   explicit PointBlock(int64_t points)
@@ -61,7 +68,7 @@ class PointBlock {
     position = positions_.get();
     apart = apart_.get();
     Real* reals = reals_.get();
-    for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &spare}) {
+    for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &scratch}) {
       *array = std::exchange(reals, reals + points);
     }
   }
@@ -70,6 +77,20 @@ class PointBlock {
   std::unique_ptr<int64_t[]> positions_;
   std::unique_ptr<Real[]> reals_;
   std::unique_ptr<Apart[]> apart_;
+};
+
+// Consecutive points of a PixelProblem, and a row of channels for each of them: a sample is a sum
+// of four pixels, as one of deformable attention is.
+template <typename Storage>
+struct PixelBlock {
+  using Real = RealOf<Storage>;
+  int64_t row;  // from one row to the next; off a power of 2, whose lines would share a cache set
+  Samples<Real> samples;
+  std::vector<Real> rows;
+  std::vector<Storage> zeros;  // the pixel that is not there
+
+  PixelBlock(int64_t points, int64_t channels)
+      : row(channels + 64 / sizeof(Real)), samples(points), rows(points * row), zeros(channels) {}
 };
 
 // Consecutive rows of a plane.
@@ -93,19 +114,25 @@ struct PointKernels {
   // Gradients of `count` points from `first` on.
   void (*backward_points)(const PointProblem&, const PointData<Storage>&, Block&, int64_t image,
                           int64_t first, int64_t count);
+  // Samples an image at `count` points from `first` on.
+  void (*forward_pixels)(const PixelProblem&, const PointData<Storage>&, PixelBlock<Storage>&,
+                         int64_t image, int64_t first, int64_t count);
+  // Gradients of `count` points from `first` on, of one image or shared by all.
+  void (*backward_pixel_points)(const PixelProblem&, const PointData<Storage>&,
+                                PixelBlock<Storage>&, int64_t image, int64_t first, int64_t count);
 };
 
 namespace avx512 {
 template <typename Storage>
-PointKernels<Storage> point_kernels();
+PointKernels<Storage> point_kernels(Set);
 }
 namespace avx2 {
 template <typename Storage>
-PointKernels<Storage> point_kernels();
+PointKernels<Storage> point_kernels(Set);
 }
 namespace baseline {
 template <typename Storage>
-PointKernels<Storage> point_kernels();
+PointKernels<Storage> point_kernels(Set);
 }
 
 }  // namespace mask2former

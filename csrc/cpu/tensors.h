@@ -10,21 +10,4 @@ inline Numbers numbers(const Tensor& tensor) {
   return {tensor.data_ptr(), tensor.scalar_type()};
 }
 
-// Calls run(number) with a number of the dtype, which the checks have let through.
-template <typename Run>
-void for_floating(ScalarType dtype, Run run) {
-  switch (dtype) {
-    case ScalarType::Double: return run(double{});
-    case ScalarType::Float: return run(float{});
-    case ScalarType::Half: return run(Half{});
-    default: return run(BFloat16{});
-  }
-}
-
-// The same where the checks have let float64 and float32 through only.
-template <typename Run>
-void for_real(ScalarType dtype, Run run) {
-  dtype == ScalarType::Double ? run(double{}) : run(float{});
-}
-
 }  // namespace mask2former

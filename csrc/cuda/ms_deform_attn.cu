@@ -5,6 +5,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "../dtypes.h"
 #include "../ms_deform_attn_arguments.h"
 #include "launch.h"
 #include "ms_deform_attn.cuh"
@@ -52,8 +53,8 @@ LevelSource source_of_levels(const AttentionSizes& sizes, const Tensor& shapes,
 }
 
 // Levels that the host can read are checked here. The others are checked by every kernel.
-void place_levels(const Tensor& value, const Tensor& spatial_shapes,
-                  const Tensor& level_start_index, Call& call) {
+void find_levels(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
+                 Call& call) {
   if (spatial_shapes.is_cpu() && level_start_index.is_cpu()) {
     read_levels(call.sizes, spatial_shapes, level_start_index);
   }
@@ -78,7 +79,7 @@ void place_levels(const Tensor& value, const Tensor& spatial_shapes,
 Call make_call(AttentionSizes sizes, const Tensor& value, const Tensor& spatial_shapes,
                const Tensor& level_start_index) {
   Call call{std::move(sizes), Launcher(kOp, value)};
-  place_levels(value, spatial_shapes, level_start_index, call);
+  find_levels(value, spatial_shapes, level_start_index, call);
   return call;
 }
 
@@ -110,7 +111,7 @@ bool fits(const AttentionSizes& sizes) {
   const bool together = std::all_of(sizes.points.begin(), sizes.points.end(),
                                     [](int64_t points) { return points % L::kTogether == 0; });
   const int64_t rows = sizes.images * sizes.queries * sizes.heads;
-  const int64_t bytes = sizes.images * sizes.positions * sizes.heads * L::kLanes * 16;
+  const int64_t bytes = sizes.images * sizes.positions * sizes.heads * L::kLanes * kOffsetUnit;
   return together && sizes.channels == L::kLanes * L::kWidth &&
          std::ssize(sizes.points) <= kLevelsInLaunch && sizes.samples <= kSamplesInShared &&
          rows * sizes.samples < int64_t{1} << 30 && rows < int64_t{1} << 30 &&
@@ -153,7 +154,7 @@ Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
       torch::stable::new_empty(value, {sizes.images, sizes.queries, sizes.heads * sizes.channels});
   if (is_empty(output)) return output;
   if (is_empty(value)) return torch::stable::zero_(output);
-  for_floating(value.scalar_type(), [&](auto storage) {
+  for_floating<__half, __nv_bfloat16>(value.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     auto arguments = make_arguments<Storage>(value, sampling_locations, attention_weights, call);
     arguments.output = static_cast<Storage*>(output.mutable_data_ptr());
@@ -226,7 +227,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     return {torch::stable::zero_(grad_value), torch::stable::zero_(grad_locations),
             torch::stable::zero_(grad_attention)};
   }
-  for_floating(value.scalar_type(), [&](auto storage) {
+  for_floating<__half, __nv_bfloat16>(value.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     auto arguments = make_arguments<Storage>(value, sampling_locations, attention_weights, call);
     arguments.grad_output =

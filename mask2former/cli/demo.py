@@ -6,8 +6,8 @@ import argparse
 import secrets
 from pathlib import Path
 
+from mask2former.cli.options import add_device, choose_device, load_predictor, write_file
 from mask2former.cli.usage import UsageError
-from mask2former.io.errors import DataError
 
 DESCRIPTION = """\
 Render a scene of shapes, segment it with the bundled model, and write picture, truth and prediction
@@ -39,14 +39,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         default=Path("mask2former-demo.png"),
         help="the picture to write (default: ./mask2former-demo.png)",
     )
-    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment one scene, write the comparison, and print seed, PQ and where the picture is."""
-    from PIL import Image
-
-    from mask2former.cli.inference import choose_device, load_model, segment_image
     from mask2former.images.visualization import draw_segments, save_png, side_by_side
     from mask2former.scenes.scene import HELD_OUT_SEEDS, ID2LABEL, render_scene
 
@@ -55,10 +52,9 @@ def run(args: argparse.Namespace) -> int:
         seed = HELD_OUT_SEEDS.start + secrets.randbelow(9 * HELD_OUT_SEEDS.start)
     if seed < 0:
         raise UsageError(f"--seed is {seed}, but seeds start at 0")
-    model, processor = load_model(None, choose_device(args.device))
+    predictor = load_predictor(None, choose_device(args.device))
     scene = render_scene(seed)
-    image = Image.fromarray(scene.image)
-    found = segment_image(model, processor, image, "panoptic")
+    found = predictor(scene.image)
     quality = _panoptic_quality(found, scene)
 
     truth = draw_segments(scene.image, scene.segmentation, scene.segments_info, ID2LABEL)
@@ -70,13 +66,7 @@ def run(args: argparse.Namespace) -> int:
             (f"prediction, PQ {quality:.2f}", prediction),
         ]
     )
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        save_png(comparison, args.out)
-    except OSError as error:
-        raise DataError(
-            f"{args.out} cannot be written ({error.strerror}); give another file with --out."
-        ) from error
+    write_file(args.out, "--out", lambda path: save_png(comparison, path))
     print(f"seed {seed}: PQ {quality:.3f}; picture, truth and prediction are in {args.out}")
     return 0
 

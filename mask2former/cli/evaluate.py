@@ -12,8 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mask2former.cli.predict import fraction, make_folder
+from mask2former.cli.options import (
+    add_data,
+    add_model,
+    add_skip_bad,
+    add_thresholds,
+    choose_device,
+    load_predictor,
+    make_folder,
+    not_negative,
+    open_data,
+    positive,
+    thresholds,
+)
 from mask2former.cli.usage import UsageError
+from mask2former.images.thresholds import PAPER_THRESHOLDS
 from mask2former.io.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,7 +37,7 @@ METRICS = ("pq", "ap", "boundary-ap", "miou")
 DESCRIPTION = """\
 Measure a model on a data set, at the images' own resolution: panoptic quality (pq), average
 precision of instance masks (ap) and of their boundaries (boundary-ap), and mean intersection over
-union of classes (miou). Prints a line per class and the means, and writes into the output folder:
+union of classes (miou). Prints one line per class and the means, and writes into the output folder:
 
   evaluation.json   every figure, per class and per image, with model, data, settings and versions
   evaluation.txt    what was printed
@@ -52,10 +65,10 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--model", help="model folder or Hugging Face name (default: the bundled small model)")
+    add_model(parser)
     add("--data", required=True, type=Path, help="folder or annotation file of the data set")
-    add("--split", help="the part of the data set (default: val, or the only one)")
-    add("--images", type=Path, help="folder of the images, where the data set does not say")
+    add_data(parser, "val")
+    add_skip_bad(parser)
     add(
         "--metrics",
         type=_metrics,
@@ -64,7 +77,6 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "miou of semantic data)",
     )
     add("--out", type=Path, default=Path("mask2former-evaluation"), help="default: ./%(default)s")
-    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
     add(
         "--size",
         type=_size,
@@ -73,23 +85,22 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "800,1333 for COCO, 512,2048 or 640,2560 for ADE20K, 1024,2048 for Cityscapes in the paper "
         "(default: as in the model's folder)",
     )
-    add("--worst", type=_count, default=6, metavar="N", help="images in worst.png (default: 6)")
-    add("--reduce-labels", action="store_true", help="labels in PNG files count from 1, 0 is void")
-    add("--skip-bad", action="store_true", help="leave out samples with bad annotations")
+    add(
+        "--paper-padding",
+        action="store_true",
+        help="let the padding of images take part in everything, as the paper's code does",
+    )
+    add("--worst", type=positive, default=6, metavar="N", help="images in worst.png (default: 6)")
     add(
         "--workers",
-        type=_whole,
+        type=not_negative,
         metavar="N",
-        help="processes that read images ahead (default: 2 beside a GPU, else 0)",
+        help="processes that read images ahead (default: 2 with a GPU, else 0)",
     )
-    thresholds = parser.add_argument_group("thresholds of panoptic segments, and of pixels in all")
-    for name, default, meaning in (
-        ("--threshold", 0.8, "class probability that a segment must exceed"),
-        ("--mask-threshold", 0.5, "least mask probability of a pixel"),
-        ("--overlap-threshold", 0.8, "least share of its mask that a segment keeps"),
-    ):
-        text = f"{meaning}, 0 to 1 (default: {default}, as in the paper)"
-        thresholds.add_argument(name, type=fraction, default=default, metavar="X", help=text)
+    title = (
+        "thresholds of panoptic segments, with the paper's defaults; of instances only the mask's"
+    )
+    add_thresholds(parser, title, PAPER_THRESHOLDS)
 
 
 def _metrics(text: str) -> list[str]:
@@ -101,46 +112,31 @@ def _metrics(text: str) -> list[str]:
 
 
 def _size(text: str) -> dict[str, int]:
-    edges = [_count(edge) for edge in text.split(",")]
+    edges = [positive(edge) for edge in text.split(",")]
     if len(edges) > 2 or edges != sorted(edges):
         raise argparse.ArgumentTypeError(f"{text} is not the short and the long side, as 800,1333")
     return dict(zip(("shortest_edge", "longest_edge"), edges, strict=False))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer above 0")
-    return int(text)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 on")
-    return int(text)
-
-
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table and write the report."""
-    from mask2former.cli.inference import load_model
     from mask2former.data.open_dataset import as_task, find_dataset
+    from mask2former.evaluation.dataset_predictor import DatasetPredictor
     from mask2former.evaluation.evaluate import check_metrics, evaluate
-    from mask2former.evaluation.segmenter import Segmenter
 
     with _processes(args.device) as (device, rank, ranks):
         found = find_dataset(args.data)
         split = _split(found, args)
-        dataset = _open(found, split, args)
+        dataset = open_data(found, split, args.images, args.reduce_labels, args.skip_bad)
         metrics = check_metrics(dataset, args.metrics)
         if set(metrics) <= {"ap", "boundary-ap"}:
-            dataset = as_task(dataset, "instance")  # the model need not know the stuff
+            dataset = as_task(dataset, "instance")  # the model may have no classes of stuff
         make_folder(args.out)
-        model, processor = load_model(args.model, device)
+        loaded = load_predictor(args.model, device)
+        model, processor = loaded.model, loaded.processor
         if args.size is not None:
-            processor.size, processor.do_resize = args.size, True
-        thresholds = {
-            name: getattr(args, name)
-            for name in ("threshold", "mask_threshold", "overlap_threshold")
-        }
+            processor = replace(processor, size=args.size, do_resize=True)
+        options = {"thresholds": thresholds(args), "paper_padding": args.paper_padding}
         results = evaluate(
             model,
             processor,
@@ -149,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
             skip_bad=args.skip_bad,
             gather=ranks > 1,
             workers=args.workers if args.workers is not None else 2 * (device.type == "cuda"),
-            **thresholds,
+            **options,
         )
         if rank > 0:
             return 0
@@ -161,15 +157,16 @@ def run(args: argparse.Namespace) -> int:
             "task": dataset.task,
             "metrics": list(metrics),
             "size": dict(processor.size) if processor.do_resize else None,
-            **thresholds,
+            **vars(thresholds(args)),
+            "paper_padding": args.paper_padding,
         }
-        segmenter = Segmenter(model, processor, dataset, **thresholds)
-        _write_report(results, about, segmenter, dataset, args)
+        predictor = DatasetPredictor(model, processor, dataset, **options)
+        _write_report(results, about, predictor, dataset, args)
     return 0
 
 
 def _split(found: FoundDataset, args: argparse.Namespace) -> str | None:
-    """The split asked for, else of several the one for validation; None for a COCO file's own."""
+    """The split asked for, else the only one or the one for validation; None for a COCO file."""
     if args.split is not None or (args.data.is_file() and args.data.suffix.lower() == ".json"):
         return args.split
     names = list(found.splits)
@@ -182,19 +179,7 @@ def _split(found: FoundDataset, args: argparse.Namespace) -> str | None:
     raise UsageError(f"{args.data} has {', '.join(names)}; say which with --split")
 
 
-def _open(found: FoundDataset, split: str | None, args: argparse.Namespace):
-    try:
-        return found.open(
-            split,
-            images=args.images,
-            reduce_labels=args.reduce_labels,
-            skip_bad=args.skip_bad,
-        )
-    except ValueError as error:
-        raise UsageError(str(error).rstrip(".")) from error
-
-
-def _write_report(results, about: dict, segmenter, dataset, args: argparse.Namespace) -> None:
+def _write_report(results, about: dict, predictor, dataset, args: argparse.Namespace) -> None:
     from mask2former.evaluation.report import as_json, class_table, draw_worst_images
     from mask2former.images.visualization import save_png
     from mask2former.io.files import write_text
@@ -205,8 +190,8 @@ def _write_report(results, about: dict, segmenter, dataset, args: argparse.Names
     try:
         write_text(args.out / "evaluation.txt", table + "\n")
         write_text(args.out / "evaluation.json", text + "\n")
-        (args.out / "worst.png").unlink(missing_ok=True)  # of another evaluation
-        worst = draw_worst_images(results, segmenter, dataset, args.worst)
+        (args.out / "worst.png").unlink(missing_ok=True)  # left by another evaluation
+        worst = draw_worst_images(results, predictor, dataset, args.worst)
         if worst is not None:
             save_png(worst, args.out / "worst.png")
     except OSError as error:
@@ -222,11 +207,9 @@ def _write_report(results, about: dict, segmenter, dataset, args: argparse.Names
 
 @contextmanager
 def _processes(device: str | None) -> Iterator[tuple]:
-    """This process's device, its rank, and how many there are, which torchrun started."""
+    """This process's device and rank, and the number of processes that torchrun started."""
     import torch
     from torch import distributed
-
-    from mask2former.cli.inference import choose_device
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks == 1:

@@ -9,8 +9,7 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from mask2former.cli.usage import UsageError
-from mask2former.io.errors import DataError
+from mask2former.cli.options import add_data, not_negative, open_data, write_file
 
 MOST_WORKERS = 8  # by default
 
@@ -40,9 +39,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("data", type=Path, metavar="DATA", help="folder or annotation file of the data set")
-    add("--split", help="which part, where there are several")
-    add("--images", type=Path, help="folder of the images, where it cannot be found")
-    add("--reduce-labels", action="store_true", help="label 0 is void, 1 the first class (ADE20K)")
+    add_data(parser, "train")
     add(
         "--out",
         type=Path,
@@ -51,25 +48,22 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     add(
         "--samples",
-        type=int,
+        type=not_negative,
         default=12,
         metavar="N",
-        help="on the sheet, 0 for none (default: 12)",
+        help="samples on the sheet, 0 for no sheet (default: 12)",
     )
-    add("--json", type=Path, metavar="FILE", help="write everything that was found as JSON")
+    add("--json", type=Path, metavar="FILE", help="write all results as JSON")
     add(
         "--workers",
-        type=int,
+        type=not_negative,
         default=min(MOST_WORKERS, os.cpu_count() or 1),
-        help="processes that read, 0 for none but this (default: %(default)s)",
+        help="processes that read the data; 0 reads it in this process (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report and write the sheet; 1 if a file could not be read, else 0."""
-    for option in ("samples", "workers"):
-        if getattr(args, option) < 0:
-            raise UsageError(f"--{option} is {getattr(args, option)}; give 0 or more")
     from mask2former.data.inspection.inspect_dataset import inspect_dataset
     from mask2former.data.inspection.text_report import report
     from mask2former.io.files import write_text
@@ -79,30 +73,22 @@ def run(args: argparse.Namespace) -> int:
     print(report(found))
     if args.json:
         content = json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n"
-        _write(args.json, "--json", lambda path: write_text(path, content))
+        write_file(args.json, "--json", lambda path: write_text(path, content))
     if args.samples and found.images:
         _write_sheet(dataset, args)
     return 1 if found.errors else 0
 
 
 def _open(args: argparse.Namespace):
-    """The data set, and the warnings that opening it gave."""
+    """The data set, and the warnings raised by opening it."""
     from mask2former.data.open_dataset import find_dataset
 
-    found = find_dataset(args.data)
-    if args.split is None and args.data.is_dir() and len(found.splits) > 1:
-        print(f"splits: {', '.join(found.splits)}; without --split this is train\n")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            dataset = found.open(
-                args.split,
-                images=args.images,
-                reduce_labels=args.reduce_labels,
-                skip_bad=True,
-            )
-    except ValueError as error:
-        raise UsageError(str(error).rstrip(".")) from error
+    data = find_dataset(args.data)
+    if args.split is None and args.data.is_dir() and len(data.splits) > 1:
+        print(f"splits: {', '.join(data.splits)}; without --split this is train\n")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        dataset = open_data(data, args.split, args.images, args.reduce_labels, skip_bad=True)
     return dataset, [str(warning.message) for warning in caught]
 
 
@@ -111,15 +97,5 @@ def _write_sheet(dataset, args: argparse.Namespace) -> None:
     from mask2former.images.visualization import save_png
 
     sheet = contact_sheet(dataset, args.samples)
-    _write(args.out, "--out", lambda path: save_png(sheet, path))
+    write_file(args.out, "--out", lambda path: save_png(sheet, path))
     print(f"\nsamples with their masks: {args.out}")
-
-
-def _write(path: Path, option: str, write) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written ({error.strerror}); give another file with {option}."
-        ) from error

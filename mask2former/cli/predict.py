@@ -1,17 +1,28 @@
-"""`mask2former predict`: images in; overlays, id maps and segment lists out."""
+"""`mask2former predict`: images in; overlays, id maps and lists of segments out."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mask2former.cli.options import (
+    TASKS,
+    add_model,
+    add_thresholds,
+    choose_device,
+    load_predictor,
+    make_folder,
+    thresholds,
+)
 from mask2former.cli.usage import UsageError
+from mask2former.images.thresholds import DEFAULT_THRESHOLDS
 from mask2former.io.errors import DataError
 
-TASKS = ("semantic", "instance", "panoptic")
+if TYPE_CHECKING:
+    from mask2former.predictor import Predictor
 
 DESCRIPTION = """\
 Segment images. For every image NAME.jpg this writes into the output folder:
@@ -27,7 +38,7 @@ examples:
   mask2former predict photo.jpg
   mask2former predict holiday/ --out segmented --task instance
   mask2former predict photo.jpg --model facebook/mask2former-swin-tiny-coco-panoptic
-  mask2former predict a.png b.png --model my-model/ --device cpu --threshold 0.5
+  mask2former predict a.png b.png --model my-model/ --device cpu --threshold 0.8
 """
 
 
@@ -43,31 +54,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="image file, or folder of images")
-    add("--model", help="model folder or Hugging Face name (default: the bundled small model)")
-    add("--task", choices=TASKS, help="default: the one in the model's name, else panoptic")
+    add_model(parser)
+    add("--task", choices=TASKS, help="default: what the model was trained for, else panoptic")
     add("--out", type=Path, default=Path("mask2former-out"), help="default: ./mask2former-out")
-    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: a GPU if there is one)")
-    thresholds = parser.add_argument_group("thresholds of instance and panoptic segmentation")
-    for name, default, meaning in (
-        ("--threshold", 0.8, "score that a segment must exceed"),
-        ("--mask-threshold", 0.5, "least mask probability of a pixel"),
-        ("--overlap-threshold", 0.8, "least share of its mask that a segment keeps"),
-    ):
-        text = f"{meaning}, 0 to 1 (default: {default})"
-        thresholds.add_argument(name, type=fraction, default=default, metavar="X", help=text)
-
-
-def fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+    add_thresholds(parser, "thresholds of instance and panoptic segmentation", DEFAULT_THRESHOLDS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment every image that can be read; 1 if any could not, else 0."""
-    from mask2former.cli.inference import choose_device, load_model
-
     device = choose_device(args.device)
     images, errors = _find_images(args.images)
     _check_names(images, args.out)
@@ -82,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
                 "water; for photographs name a model with --model.",
                 file=sys.stderr,
             )
-        model, processor = load_model(args.model, device)
-        done = _predict_all(images, model, processor, args)
+        predictor = load_predictor(args.model, device, task=args.task, thresholds=thresholds(args))
+        done = _predict_all(images, predictor, args)
     failed = len(images) - done + len(errors)
     where = f"; the results are in {args.out}" if done else ""
     print(f"{done} {'image' if done == 1 else 'images'} segmented, {failed} failed{where}")
@@ -91,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find_images(paths: list[Path]) -> tuple[list[Path], list[DataError]]:
-    """The image files meant by the arguments, each once, and what is wrong with the others."""
+    """The image files that the arguments name, each once, and the errors of the others."""
     images: dict[Path, Path] = {}
     errors = []
     for path in paths:
@@ -119,11 +113,11 @@ def _expand(path: Path) -> list[Path]:
 
 
 def _check_names(images: list[Path], out: Path) -> None:
-    """Nothing may be written over the result of another image, nor over an input."""
+    """UsageError if a result would replace that of another image, or an input."""
     owners: dict[str, Path] = {}
     inputs = {image.resolve() for image in images}
     for image in images:
-        # Some file systems do not tell cat.png from Cat.png.
+        # In some file systems cat.png and Cat.png are one file.
         other = owners.setdefault(image.stem.casefold(), image)
         if other is not image:
             raise UsageError(
@@ -143,73 +137,45 @@ def _outputs(image: Path, out: Path) -> tuple[Path, Path, Path]:
     return out / f"{stem}.overlay.png", out / f"{stem}.ids.png", out / f"{stem}.json"
 
 
-def make_folder(out: Path) -> None:
-    """Make the folder, and see before the long work that it can be written to."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise DataError(
-            f"The output folder {out} cannot be made or written to ({error.strerror}); "
-            "give another with --out."
-        ) from error
-
-
-def _predict_all(images: list[Path], model, processor, args: argparse.Namespace) -> int:
+def _predict_all(images: list[Path], predictor: Predictor, args: argparse.Namespace) -> int:
     """Segment the images one by one and return how many were done."""
     from tqdm import tqdm
 
     done = 0
     for image in tqdm(images, unit="image", disable=len(images) < 2):
         try:
-            _predict_one(image, model, processor, args)
+            _predict_one(image, predictor, args)
             done += 1
         except DataError as error:
             _report(error)
     return done
 
 
-def _predict_one(path: Path, model, processor, args: argparse.Namespace) -> None:
-    from mask2former.cli.inference import segment_image
+def _predict_one(path: Path, predictor: Predictor, args: argparse.Namespace) -> None:
     from mask2former.images.read import read_image
     from mask2former.images.visualization import draw_segments, id_map_to_rgb, save_png
     from mask2former.io.files import write_text
 
     image = read_image(path)
-    task = args.task or _task_in_name(args.model)
-    result = segment_image(
-        model,
-        processor,
-        image,
-        task,
-        threshold=args.threshold,
-        mask_threshold=args.mask_threshold,
-        overlap_threshold=args.overlap_threshold,
-    )
+    found = predictor(image)
     about = {
         "image": str(path),
         "height": image.height,
         "width": image.width,
         "model": args.model or "bundled",
-        "task": task,
-        "segments": result.segments,
+        "task": predictor.task,
+        "segments": found.segments,
     }
     overlay, ids, segments = _outputs(path, args.out)
     try:
-        save_png(draw_segments(image, result.ids, result.segments), overlay)
-        save_png(id_map_to_rgb(result.ids), ids)
+        save_png(draw_segments(image, found.ids, found.segments), overlay)
+        save_png(id_map_to_rgb(found.ids), ids)
         write_text(segments, json.dumps(about, indent=2) + "\n")
     except OSError as error:
         raise DataError(
             f"The results of {path} cannot be written to {args.out} ({error.strerror}); "
             "make room and check permissions, or give another --out."
         ) from error
-
-
-def _task_in_name(model: str | None) -> str:
-    """The task that published names end with, as in mask2former-swin-tiny-ade-semantic."""
-    name = Path(model or "").name
-    return next((task for task in TASKS if task in name), "panoptic")
 
 
 def _report(error: DataError) -> None:

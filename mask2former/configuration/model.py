@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from mask2former.configuration.backbones import (
     CONFIG_NAME,
@@ -26,6 +27,8 @@ from mask2former.io.hub import resolve_file
 # configurations have no name for either number.
 NUM_LEVELS = 3
 NUM_POINTS = 4
+
+Task = Literal["panoptic", "instance", "semantic"]
 
 
 @dataclass
@@ -64,13 +67,16 @@ class Mask2FormerConfig(Config):
         oversample_ratio: candidates for each of them, at least 1; importance_sample_ratio: the part
             of them that is chosen among the candidates for being unsure, from 0 to 1.
         init_std: standard deviation of the truncated normal that the class head starts from. All
-            other weights start as in the paper's code: learned queries and level embeddings from a
-            standard normal.
+            other weights start as in the paper's code, such as learned queries and level embeddings
+            from a standard normal, and those of Swin and ResNet as in these papers' code.
         init_xavier_std: gain of the Xavier initialisation of the transformer decoder.
         use_auxiliary_loss: whether every prediction has a loss, or only the last one.
         output_auxiliary_logits, output_hidden_states, output_attentions, return_dict: what the
             models return unless told otherwise in the call.
         id2label: name of each class; `num_labels`: their number, where they have no names.
+        task: what the model was trained for, "panoptic", "instance" or "semantic"; None where the
+            file does not say, as in published checkpoints.
+        thing_label_ids: labels of countable things; None where the file does not say.
 
     The backbone is given in one of two ways:
 
@@ -138,6 +144,8 @@ class Mask2FormerConfig(Config):
     output_attentions: bool = False
     return_dict: bool = True
     id2label: dict[int, str] | None = None
+    task: Task | None = None
+    thing_label_ids: list[int] | None = None
     num_labels: dataclasses.InitVar[int | None] = None
 
     def __post_init__(self, num_labels: int | None) -> None:
@@ -146,7 +154,7 @@ class Mask2FormerConfig(Config):
         self.backbone_config = self._chosen_backbone()
         self.feature_strides = list(self.feature_strides)
         if self.id2label is None:
-            self.num_labels = 2 if num_labels is None else num_labels
+            self.id2label = _unnamed_labels(2 if num_labels is None else num_labels)
         if not isinstance(self.id2label, dict):
             raise ValueError(f"id2label is {self.id2label!r}; it must be a dict of id to label.")
         self.id2label = {_id(key): str(label) for key, label in self.id2label.items()}
@@ -156,12 +164,28 @@ class Mask2FormerConfig(Config):
             )
         if sorted(self.id2label) != list(range(len(self.id2label))):
             raise ValueError("The keys of id2label must be 0, 1, 2, ... without gaps.")
+        self._check_task()
         heads = self.num_attention_heads
         if self.hidden_dim % heads or self.feature_size % heads:
             raise ValueError(
                 f"hidden_dim {self.hidden_dim} and feature_size {self.feature_size} must be "
                 f"multiples of num_attention_heads {heads}."
             )
+
+    def _check_task(self) -> None:
+        if self.task not in (None, *get_args(Task)):
+            raise ValueError(f"task is {self.task!r}; it must be one of {list(get_args(Task))}.")
+        things = self.thing_label_ids
+        if things is None:
+            return
+        if not isinstance(things, Collection) or not all(
+            type(label) is int and label in self.id2label for label in things
+        ):
+            raise ValueError(
+                f"thing_label_ids is {things!r}; it must be a list of labels, which are 0 to "
+                f"{self.num_labels - 1}."
+            )
+        self.thing_label_ids = sorted(set(things))
 
     def _chosen_backbone(self) -> Any:
         if self.backbone is not None:
@@ -198,13 +222,14 @@ class Mask2FormerConfig(Config):
         """
         # What follows from other keys, or says how a file's weights were stored.
         derived = {"model_type", "architectures", "label2id", "num_labels", "dtype", "torch_dtype"}
-        config = super().from_dict({k: v for k, v in values.items() if k not in derived})
+        fields = {k: v for k, v in values.items() if k not in derived}
         if values.get("id2label") is None:
-            if values.get("label2id") is not None:
-                config = dataclasses.replace(config, id2label=labels_by_id(values["label2id"]))
-            if values.get("num_labels") not in (None, config.num_labels):
-                config.num_labels = values["num_labels"]
-        return config
+            label2id, count = values.get("label2id"), values.get("num_labels")
+            labels = None if label2id is None else labels_by_id(label2id)
+            if count is not None and (labels is None or len(labels) != count):
+                labels = _unnamed_labels(count)
+            fields["id2label"] = labels
+        return super().from_dict(fields)
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a `config.json`."""
@@ -286,15 +311,20 @@ def _id(value: Any) -> int:
     raise ValueError(f"A label's id is {value!r}; ids are the integers 0, 1, 2, ...")
 
 
-def _set_num_labels(config: Mask2FormerConfig, count: int) -> None:
+def _unnamed_labels(count: Any) -> dict[int, str]:
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"num_labels is {count!r}; it must be an integer of at least 1.")
-    config.id2label = {index: f"LABEL_{index}" for index in range(count)}
+    return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _set_num_labels(config: Mask2FormerConfig, count: int) -> None:
+    config.id2label = _unnamed_labels(count)
+    config.thing_label_ids = None  # of the labels before
 
 
 # Outside of the class body, where the name stands for the argument of the constructor.
 Mask2FormerConfig.num_labels = property(
     lambda config: len(config.id2label),
     _set_num_labels,
-    doc="Number of labels. Setting it makes `id2label` anew, with unnamed labels.",
+    doc="Number of labels. Setting it makes new, unnamed labels, of which no things are known.",
 )

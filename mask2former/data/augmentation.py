@@ -186,8 +186,7 @@ class ResizedCrop:
 
     def __call__(self, sample: Sample, generator: Generator) -> Sample:
         short = int(generator.choice(self.short_sides))
-        height, width = shortest_edge_size(sample.size, short, self.longest)
-        size = max(height, 1), max(width, 1)
+        size = shortest_edge_size(sample.size, short, self.longest)
         crop = min(size[0], self.crop[0]), min(size[1], self.crop[1])
         for _ in range(CROP_TRIES):
             offset = _random_offset(size, crop, generator)
@@ -264,8 +263,7 @@ class ProcessorResize:
         if processor.do_resize:
             size = processor.resized_size(sample.size)
             sample = resized_part(sample, size, (0, 0), size, processor.resample)
-        if processor.do_center_crop and not processor.hf_compat:
-            crop = processor.crop_size["height"], processor.crop_size["width"]
+        if (crop := processor.center_crop_size) is not None:
             image, masks = (center_cropped(x, crop) for x in (sample.image, sample.masks))
             sample = replace(sample, image=image, masks=masks, areas=None)
         return sample

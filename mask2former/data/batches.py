@@ -23,7 +23,7 @@ from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.images.processor import Mask2FormerImageProcessor
 from mask2former.images.resize import padded
 from mask2former.io.errors import DataError
-from mask2former.losses.annotations import VOID
+from mask2former.losses.annotations import VOID, make_annotations
 
 Batch = dict[str, Any]
 
@@ -91,15 +91,17 @@ class Loader:
     Every iteration starts from the first step again. A batch is a dict:
         pixel_values: float32 (N, 3, H, W).
         pixel_mask: bool (N, H, W), True where there is image; only where there is padding.
-        mask_labels: per image an int32 label map (H, W), `VOID` in the padding, or masks
-            (T, H, W), bool, or uint8 where some pixels are marked to be ignored; 0 in the padding.
-        class_labels: per image int64 (T,).
+        annotations: per image an `Annotation`, whose masks are an int32 label map (H, W), `VOID` in
+            the padding, or (T, H, W), bool, or uint8 where pixels are ignored, 0 in the padding.
+            They are checked here, on the CPU, and not by the model, where it would wait for its
+            device.
         names: per image its name, for messages.
         skipped: only with `skip_bad` and where images were passed over: the reason for each.
 
     Iterating raises:
         DataError: an image cannot be used, or, with `skip_bad`, none can. The message is the data
             set's, which names the file, whichever process read it.
+        ValueError: a sample's masks and labels do not fit each other or the data set's classes.
     """
 
     def __init__(self, batches: _Batches, firsts: range, workers: int) -> None:
@@ -155,7 +157,13 @@ class _Batches(data.Dataset):
             samples = [self._sample(number, skipped) for number in numbers]
         except DataError as error:
             return error
-        batch = collated(samples, self.processor, self.augment.canvas)
+        batch = collated(
+            samples,
+            self.processor,
+            len(self.dataset.id2label),
+            canvas=self.augment.canvas,
+            ignore_value=self.augment.ignore_value,
+        )
         return {**batch, "skipped": skipped} if skipped else batch
 
     def _sample(self, number: int, skipped: list[str]) -> Sample:
@@ -181,12 +189,25 @@ def _epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
 def collated(
     samples: list[Sample],
     processor: Mask2FormerImageProcessor,
+    num_labels: int,
+    *,
     canvas: tuple[int, int] | None = None,
+    ignore_value: int = 255,
 ) -> Batch:
-    """A batch, as `Loader` has it, of samples ready for the loss.
+    """A batch, as `Loader` describes it, of samples that `training_targets` made ready.
 
     Images are rescaled and normalized as the processor does, and padded to `canvas`, (height,
     width), or to the largest of them, as the processor pads.
+
+    Args:
+        samples: one per image.
+        processor: rescales, normalizes and pads.
+        num_labels: classes of the data set.
+        canvas: (height, width) of the batch.
+        ignore_value: marks ignored pixels in masks.
+
+    Raises:
+        ValueError: masks and labels of a sample do not fit each other or the classes.
     """
     inputs = processor(
         [sample.image for sample in samples],
@@ -199,12 +220,13 @@ def collated(
     )
     pixel_mask = inputs["pixel_mask"].bool()
     size = tuple(pixel_mask.shape[-2:])
+    masks = [padded(s.masks, size, VOID if s.masks.dim() == 2 else 0) for s in samples]
+    labels = [sample.labels for sample in samples]
     batch: Batch = {
         "pixel_values": inputs["pixel_values"],
-        "mask_labels": [
-            padded(sample.masks, size, VOID if sample.masks.dim() == 2 else 0) for sample in samples
-        ],
-        "class_labels": [sample.labels for sample in samples],
+        "annotations": make_annotations(
+            masks, labels, len(samples), size, num_labels, ignore_value
+        ),
         "names": [sample.name for sample in samples],
     }
     return batch if bool(pixel_mask.all()) else {**batch, "pixel_mask": pixel_mask}

@@ -5,17 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils import data
 
+from mask2former.configuration.model import Task
 from mask2former.losses.annotations import VOID
 
 __all__ = ["VOID", "Sample", "SegmentationDataset", "Splits", "Task"]
-
-Task = Literal["panoptic", "instance", "semantic"]
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,18 @@ from tqdm import tqdm
 from mask2former.data.batches import outlast_signals
 from mask2former.data.dataset import VOID, SegmentationDataset, Task
 from mask2former.evaluation.average_precision import AveragePrecision, Instances
+from mask2former.evaluation.dataset_predictor import DatasetPredictor
 from mask2former.evaluation.mean_iou import MeanIoU
 from mask2former.evaluation.panoptic_quality import PanopticQuality
-from mask2former.evaluation.segmenter import Segmenter
 from mask2former.evaluation.truth import Truth
 from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.images.thresholds import PAPER_THRESHOLDS, Thresholds
 from mask2former.io.errors import DataError
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
 
 Metric = Literal["pq", "ap", "boundary-ap", "miou"]
 
-# The tasks whose data sets can give a metric.
+# The tasks of the data sets that a metric can be measured on.
 METRIC_TASKS: dict[Metric, tuple[Task, ...]] = {
     "pq": ("panoptic",),
     "ap": ("panoptic", "instance"),
@@ -46,9 +47,9 @@ class Results:
 
     Attributes:
         figures: "pq", "sq", "rq" and each of them with "_things" and "_stuff"; "ap" and the other
-            figures of `AveragePrecision`, those of boundaries with "boundary_" before; "miou" and
+            figures of `AveragePrecision`, for boundaries with the prefix "boundary_"; "miou" and
             "pixel_accuracy".
-        classes: for every class "label_id", "name" and what was measured of it: "pq", "sq", "rq",
+        classes: for every class "label_id", "name" and its figures: "pq", "sq", "rq",
             "tp", "fp", "fn"; "ap", "ap50", "boundary_ap", "boundary_ap50"; "iou".
         images: for every image its "index" in the data set, "image", its name, and "score".
         score: what the images' scores are: "pq" or "miou", of the image alone, or "overlap", see
@@ -69,9 +70,8 @@ def evaluate(
     dataset: SegmentationDataset,
     metrics: Sequence[Metric] | None = None,
     *,
-    threshold: float = 0.8,
-    mask_threshold: float = 0.5,
-    overlap_threshold: float = 0.8,
+    thresholds: Thresholds = PAPER_THRESHOLDS,
+    paper_padding: bool = False,
     skip_bad: bool = False,
     gather: bool = False,
     workers: int = 0,
@@ -80,17 +80,20 @@ def evaluate(
     """Measure a model on all images of a data set, at their own resolution.
 
     The procedures and defaults are those of the paper's evaluation. No more than one image's logits
-    are held, and no float plane for every query at full resolution; the masks of instances are kept
+    are held, and no float map for every query at full resolution; the masks of instances are kept
     encoded. The model is in evaluation mode meanwhile.
 
     Args:
         processor: prepares the images; its `size` decides how large the model sees them.
         metrics: by default panoptic quality and mean IoU of panoptic data, average precision of
             instances, mean IoU of semantic data.
-        threshold: class probability that a panoptic segment must exceed.
-        mask_threshold: least mask probability of a pixel of a segment or an instance.
-        overlap_threshold: least share of its mask that a panoptic segment keeps.
-        skip_bad: pass over samples that cannot be read, and list them.
+        thresholds: of panoptic segments. Of instances only the mask threshold counts, because
+            average precision takes all of them.
+        paper_padding: reproduce the paper's code, where the padding of an image to a multiple of 32
+            takes part in everything, even of a single image: attention, normalisation and the
+            resize of mask logits see it. The mask logits of all queries are then held at the size
+            of the model's input. By default nothing depends on padding.
+        skip_bad: leave out samples that cannot be read, and list them.
         gather: every process of torch.distributed's default group calls this; each takes its share
             of the images, and all return the results of all images.
         workers: processes that read the images ahead, one each; 0 reads them in this process. They
@@ -99,22 +102,24 @@ def evaluate(
         progress: show a progress bar.
 
     Raises:
-        DataError: the data set has no images, cannot give a metric, or has other classes than the
+        DataError: the data set has no images, does not suit a metric, or has other classes than the
             model; a sample is not what it should be; faster-coco-eval is needed and missing.
         ValueError: a metric is unknown.
     """
     metrics = check_metrics(dataset, metrics)
-    segmenter = Segmenter(model, processor, dataset, threshold, mask_threshold, overlap_threshold)
+    predictor = DatasetPredictor(
+        model, processor, dataset, thresholds=thresholds, paper_padding=paper_padding
+    )
     rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if gather else (0, 1)
     tally, failure = _Tally(dataset, metrics), None
     with _evaluating(model):
         share = range(rank, len(dataset), ranks)
-        truths = _read(_Truths(dataset, metrics, segmenter.things), share, workers)
+        truths = _read(_Truths(dataset, metrics, predictor.things), share, workers)
         for index, truth in tqdm(
             truths, "evaluating", len(share), unit="image", disable=not progress or rank > 0
         ):
             if not isinstance(truth, DataError):
-                tally.take(index, truth, segmenter)
+                tally.take(index, truth, predictor)
             elif skip_bad:
                 tally.skipped.append(str(truth))
             else:
@@ -123,7 +128,7 @@ def evaluate(
     found = [(tally, failure)]
     if gather:
         found = [None] * ranks
-        # What fails in one process, all must know, or they would wait for it.
+        # Every process must know of a failure in one, or the others would wait for it forever.
         distributed.all_gather_object(found, (tally, failure))
     total = _Tally(dataset, metrics)
     for other, error in found:
@@ -136,10 +141,10 @@ def evaluate(
 def check_metrics(
     dataset: SegmentationDataset, metrics: Sequence[Metric] | None
 ) -> tuple[Metric, ...]:
-    """The metrics to take, those of the data set's task by default.
+    """The metrics to measure, by default those of the data set's task.
 
     Raises:
-        DataError: the data set has no images or cannot give one of them.
+        DataError: the data set has no images or does not suit one of them.
         ValueError: one is unknown.
     """
     if len(dataset) == 0:
@@ -160,8 +165,8 @@ def check_metrics(
 
 
 class _Truths(data.Dataset):
-    """What is true of each image of a data set, or why that cannot be said: what a worker raises,
-    torch wraps in its traceback."""
+    """The truth of each image of a data set, or the error that reading it raised. The error is
+    returned because torch would wrap what a worker raises in the worker's traceback."""
 
     def __init__(
         self, dataset: SegmentationDataset, metrics: tuple[Metric, ...], things: Collection[int]
@@ -176,7 +181,7 @@ class _Truths(data.Dataset):
 
 
 def _read(truths: _Truths, share: range, workers: int) -> data.DataLoader:
-    """The truths of some images, in their order."""
+    """The truths of the images of one process, in their order."""
     return data.DataLoader(
         truths,
         batch_size=None,
@@ -185,7 +190,7 @@ def _read(truths: _Truths, share: range, workers: int) -> data.DataLoader:
         prefetch_factor=1 if workers else None,  # images may be large, and shared memory small
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=outlast_signals,
-        # It draws a seed for the workers, which must not come out of a training's numbers.
+        # The loader draws a seed for the workers, which must not change a training's numbers.
         generator=torch.Generator(),
     )
 
@@ -202,7 +207,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Tally:
-    """What was counted in some of the images of a data set."""
+    """The counts of some images of a data set."""
 
     def __init__(self, dataset: SegmentationDataset, metrics: tuple[Metric, ...]) -> None:
         self.metrics = metrics
@@ -220,31 +225,32 @@ class _Tally:
     def _mean_iou(self) -> MeanIoU:
         return MeanIoU(self.labels, ignore_label=VOID)
 
-    def take(self, index: int, truth: Truth, segmenter: Segmenter) -> None:
+    def take(self, index: int, truth: Truth, predictor: DatasetPredictor) -> None:
         """Segment one image and count what is right and wrong in it."""
-        logits = segmenter(truth.image, truth.name)
+        logits = predictor.logits(truth.image, truth.name)
         scores: dict[str, float] = {}
         if self.panoptic is not None:
-            predicted = segmenter.panoptic(logits)
+            found = predictor.panoptic(logits)
             one = self._panoptic_quality()
-            one.update(predicted["segmentation"], predicted["segments_info"], *truth.panoptic)
+            one.update(found.ids, found.segments, *truth.panoptic)
             self.panoptic.add(one)
             scores["pq"] = one.compute()["pq"]
         if self.semantic is not None:
             one = self._mean_iou()
-            one.update(segmenter.semantic(logits), truth.semantic)
+            one.update(predictor.labels(logits), truth.semantic)
             self.semantic.add(one)
             scores["miou"] = one.compute()["miou"]
         if self.instances is not None:
-            found = segmenter.instances(logits)
-            self.instances.update(index, found, truth.instances)
+            instances = predictor.instances(logits)
+            self.instances.update(index, instances, truth.instances)
             if not scores:
-                scores["overlap"] = mean_best_overlap(found, truth.instances, segmenter.threshold)
+                threshold = predictor.thresholds.threshold
+                scores["overlap"] = mean_best_overlap(instances, truth.instances, threshold)
         score = next(iter(scores.values()))
         self.images.append({"index": index, "image": truth.name, "score": score})
 
     def add(self, other: _Tally) -> None:
-        """Take in what was counted in other images."""
+        """Add the counts of other images."""
         for mine, theirs in (
             (self.panoptic, other.panoptic),
             (self.semantic, other.semantic),
@@ -270,7 +276,7 @@ class _Tally:
         if self.panoptic is not None:
             result = self.panoptic.compute()
             for part in result["per_class"]:
-                del part["iou"]  # a sum, which "sq" says better
+                del part["iou"]  # a sum over the matches; "sq" is their mean
             take(result)
         if "ap" in self.metrics:
             take(self.instances.compute())
@@ -288,14 +294,14 @@ class _Tally:
 def mean_best_overlap(predictions: Instances, truths: Instances, threshold: float) -> float:
     """How well the instances of one image were found, from 0 to 1; nan if there are none.
 
-    Every true object, and every prediction with a score above `threshold`, has its best
+    Every true object, and every prediction with a score of at least `threshold`, has its best
     intersection over union with one of its class on the other side; this is the mean over all of
     them. Crowds count for nothing, nor do predictions of which more than half lies in a crowd of
     their class.
     """
     from faster_coco_eval import mask
 
-    kept = [i for i, score in enumerate(predictions.scores) if score > threshold]
+    kept = [i for i, score in enumerate(predictions.scores) if score >= threshold]
     if not kept or not truths.masks:
         objects = len(kept) + truths.crowd.count(False)
         return 0.0 if objects else float("nan")

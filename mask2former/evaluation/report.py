@@ -15,13 +15,13 @@ from PIL import Image
 import mask2former
 from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.data.sample_picture import named, panoptic_map, shrunk
+from mask2former.evaluation.dataset_predictor import DatasetPredictor
 from mask2former.evaluation.evaluate import Results
-from mask2former.evaluation.segmenter import Segmenter
 from mask2former.images.visualization import draw_segments, side_by_side
 
 PANEL_SIDE = 640  # pixels, the longer side of a picture
 
-NAME_LENGTH = 48  # characters of an image's name over its picture
+NAME_LENGTH = 48  # characters of an image's name above its picture
 SCORES = {"pq": "PQ", "miou": "mIoU", "overlap": "mean best overlap"}
 
 # Columns of the table: key of a class, heading.
@@ -34,7 +34,7 @@ COLUMNS = {
     "boundary_ap": "bAP",
     "iou": "IoU",
 }
-# Lines under it: keys of figures, headings.
+# Lines below the table: keys of figures, headings.
 SUMMARY = (
     {"pq": "PQ", "sq": "SQ", "rq": "RQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff"},
     {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
@@ -47,10 +47,10 @@ SUMMARY = (
 
 
 def as_json(results: Results, about: Mapping[str, Any]) -> dict[str, Any]:
-    """All that was measured, ready for JSON: what is not known is None.
+    """All that was measured, ready for JSON; unknown figures are None.
 
     Args:
-        about: what was evaluated on what and how, to stand first.
+        about: model, data and settings of the evaluation; they come first.
     """
     return _without_nan(
         {
@@ -71,13 +71,13 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    with suppress(PackageNotFoundError):  # an extra, which not every metric needs
+    with suppress(PackageNotFoundError):  # an extra that not every metric needs
         versions["faster-coco-eval"] = version("faster-coco-eval")
     return versions
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with None for nan, which JSON does not have."""
+    """The same with None for nan, because JSON has no nan."""
     if isinstance(value, Mapping):
         return {key: _without_nan(part) for key, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -86,7 +86,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def class_table(results: Results) -> str:
-    """A line per class and then the means, as text; "-" where nothing is known."""
+    """One line per class and then the means, as text; "-" for an unknown figure."""
     columns = [key for key in COLUMNS if key in results.classes[0]]
     width = max(len("class"), *(len(row["name"]) for row in results.classes)) + 1
     lines = ["class".ljust(width) + "".join(f"{COLUMNS[key]:>8}" for key in columns)]
@@ -115,12 +115,12 @@ def worst_images(results: Results, count: int) -> list[dict[str, Any]]:
 
 
 def draw_worst_images(
-    results: Results, segmenter: Segmenter, dataset: SegmentationDataset, count: int = 6
+    results: Results, predictor: DatasetPredictor, dataset: SegmentationDataset, count: int = 6
 ) -> Image.Image | None:
-    """Truth beside prediction, a row per image, the worst on top; None if no image has a score.
+    """Truth beside prediction, one row per image, the worst on top; None if no image has a score.
 
-    The images are segmented once more, one at a time. Void is not coloured. Of instances those are
-    shown that are surer than the segmenter's threshold.
+    The images are segmented once more, one at a time. Void is not coloured. Instances are
+    shown if they reach the predictor's threshold.
     """
     rows = []
     for image in worst_images(results, count):
@@ -131,7 +131,7 @@ def draw_worst_images(
             side_by_side(
                 [
                     (f"{_shortened(sample.name)}: truth", _drawn(sample, *truth, dataset.id2label)),
-                    (f"prediction, {score}", _prediction(sample, results, segmenter, dataset)),
+                    (f"prediction, {score}", _prediction(sample, results, predictor)),
                 ]
             )
         )
@@ -146,21 +146,19 @@ def draw_worst_images(
 
 
 def _shortened(name: str) -> str:
-    """The end of a name, which tells files apart."""
+    """The end of a name, where names differ."""
     return name if len(name) <= NAME_LENGTH else "..." + name[-NAME_LENGTH:]
 
 
-def _prediction(
-    sample: Sample, results: Results, segmenter: Segmenter, dataset: SegmentationDataset
-) -> Image.Image:
-    """The sample with the predictions that its score is about."""
-    logits = segmenter(sample.image, sample.name)
-    if results.score == "miou":
-        ids = segmenter.semantic(logits).cpu() + 1
-        segments = [{"id": i, "label_id": i - 1} for i in ids.unique().tolist()]
-        return _drawn(sample, ids, segments, dataset.id2label)
-    found = (segmenter.panoptic if results.score == "pq" else segmenter.instance_map)(logits)
-    return _drawn(sample, found["segmentation"].cpu(), found["segments_info"], dataset.id2label)
+def _prediction(sample: Sample, results: Results, predictor: DatasetPredictor) -> Image.Image:
+    """The sample with the kind of prediction that its score measures."""
+    segment = {
+        "pq": predictor.panoptic,
+        "miou": predictor.semantic,
+        "overlap": predictor.instance,
+    }[results.score]
+    found = segment(predictor.logits(sample.image, sample.name))
+    return _drawn(sample, torch.from_numpy(found.ids), found.segments, predictor.id2label)
 
 
 def _drawn(
@@ -171,6 +169,6 @@ def _drawn(
 ) -> Image.Image:
     """The picture with its segments, at most `PANEL_SIDE` pixels long."""
     picture, small = shrunk(sample.image, ids, PANEL_SIDE)
-    drawn = draw_segments(picture, small, named(segments, id2label))  # which enlarges small ones
+    drawn = draw_segments(picture, small, named(segments, id2label))  # enlarges small pictures
     drawn.thumbnail((PANEL_SIDE, PANEL_SIDE))
     return drawn

@@ -9,13 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
-from mask2former import BUNDLED_MODEL, Mask2FormerForUniversalSegmentation
+from mask2former import BUNDLED_MODEL
 from mask2former.data.scene_dataset import SceneDataset
 from mask2former.evaluation.evaluate import evaluate
 from mask2former.evaluation.report import class_table
-from mask2former.images.processor import Mask2FormerImageProcessor
+from mask2former.predictor import Predictor
 from mask2former.scenes.scene import HELD_OUT_SEEDS
 
 
@@ -28,17 +26,10 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, default=BUNDLED_MODEL, help="default: the bundled one"
     )
-    parser.add_argument("--threshold", type=float, default=0.8)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: a GPU if there is one")
     arguments = parser.parse_args()
-    model = Mask2FormerForUniversalSegmentation.from_pretrained(arguments.model)
-    processor = Mask2FormerImageProcessor.from_pretrained(arguments.model)
-    results = evaluate(
-        model.to(arguments.device),
-        processor,
-        SceneDataset(HELD_OUT_SEEDS),
-        threshold=arguments.threshold,
-    )
+    predictor = Predictor.from_pretrained(arguments.model, device=arguments.device)
+    results = evaluate(predictor.model, predictor.processor, SceneDataset(HELD_OUT_SEEDS))
     print(class_table(results))
 
 

@@ -1,8 +1,8 @@
-"""What transformers 5.23 computes, reproduced to the bit: the processor's `hf_compat=True`.
+"""What transformers 5.23 computes, bit-identical: the processor's `hf_compat=True`.
 
-Written for comparison, not for use: every function here has a counterpart that is right, in
-post_processing.py or image_processing.py, and the docstrings say what differs. The order of the
-floating-point operations is that of transformers, so results are equal and not merely close.
+This file is for comparisons, not for use. Every function has a counterpart that is right, in
+rules.py and the files it names, and the docstrings say what differs. The floating-point operations
+have transformers' order, so results are equal and not merely close. See docs/transformers.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mask2former.images.resize import Size
+from mask2former.images.resize import Size, next_multiple, size_of
+from mask2former.images.rules import Rules
 
 # The size every mask is first resized to, whatever the image was (transformers#44901).
 WORKING_SIZE = (384, 384)
@@ -43,12 +44,17 @@ def semantic_segmentation(outputs: Any, target_sizes: Sequence[Size] | None = No
 def instance_segmentation(
     outputs: Any,
     threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float = 0.8,
     target_sizes: Sequence[Size] | None = None,
+    *,
     return_coco_annotation: bool = False,
     return_binary_maps: bool = False,
+    thing_label_ids: Collection[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Works at 384x384, resizes binary masks by nearest, paints in no order of score, has no mask
-    and overlap thresholds, returns float maps on the CPU, and its run lengths are not COCO's."""
+    """Works at 384x384, resizes binary masks by nearest, paints in no order of score, and returns
+    float maps on the CPU. `mask_threshold`, `overlap_mask_area_threshold` and `thing_label_ids`
+    have no effect, and the run lengths are not COCO's."""
     if return_coco_annotation and return_binary_maps:
         raise ValueError(
             "return_coco_annotation and return_binary_maps exclude each other; set only one."
@@ -176,6 +182,25 @@ def _fused_segments(
     return segmentation, segments
 
 
+def shortest_edge_size(size: Size, shortest_edge: int, longest_edge: int | None = None) -> Size:
+    """(height, width) with the shortest edge of the given length, or, if that would make the other
+    longer than `longest_edge`, with the longest of that length; the other edge is truncated.
+
+    Source: `get_size_with_aspect_ratio` of transformers.
+    """
+    height, width = size
+    short, long = min(size), max(size)
+    exact: float = shortest_edge
+    if longest_edge is not None and long / short * shortest_edge > longest_edge:
+        exact = longest_edge * short / long
+    new_short = round(exact)
+    if new_short == short:
+        return size
+    if width < height:
+        return int(exact * height / width), new_short
+    return new_short, int(exact * width / height)
+
+
 # What transformers asks torchvision for. Tensors cannot be resized by BOX and HAMMING there.
 RESIZE_MODES = {
     Image.Resampling.NEAREST: "nearest-exact",
@@ -194,7 +219,7 @@ def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
             f"hf_compat choose {', '.join(mode.name for mode in RESIZE_MODES)}."
         )
     mode, on_cpu = RESIZE_MODES[resample], image.device.type == "cpu"
-    if tuple(image.shape[-2:]) == size:
+    if size_of(image) == size:
         return image
     if mode == "nearest-exact":
         return F.interpolate(image[None], size=size, mode=mode)[0]
@@ -213,33 +238,70 @@ def _has_fast_bilinear_bytes() -> bool:
     return vectors or platform.machine() in ("aarch64", "arm64")
 
 
-def resized_map(ids: Tensor, size: Size) -> Tensor:
+def resized_map(values: Tensor, size: Size) -> Tensor:
     """An id map (H, W) resized by nearest in float32, which rounds ids above 2**24 and, at a tie
     between two pixels, may take the other one."""
-    return F.interpolate(ids[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
+    return F.interpolate(values[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
 
 
 def masks_and_labels(
-    segmentation_map: Tensor,
+    ids: Tensor,
     instance_id_to_semantic_id: Mapping[int, int] | None,
     ignore_index: int | None,
     do_reduce_labels: bool,
     index: int,
 ) -> tuple[Tensor, Tensor]:
-    """float32 masks (labels, H, W) and int64 labels of an id map (H, W); an instance whose reduced
-    id happens to be `ignore_index` is lost. `index` is the map's place in the batch."""
+    """float32 masks (labels, H, W) and int64 labels of an id map (H, W). An instance whose reduced
+    id happens to be `ignore_index` is lost. `index` is the map's number in the batch."""
     if do_reduce_labels:
         if ignore_index is None:
             raise ValueError(
                 f"Reducing the labels of map {index} with hf_compat needs an ignore_index."
             )
-        segmentation_map = torch.where(segmentation_map == 0, ignore_index, segmentation_map - 1)
-    ids = segmentation_map.unique()
+        ids = torch.where(ids == 0, ignore_index, ids - 1)
+    kept = ids.unique()
     if ignore_index is not None:
-        ids = ids[ids != ignore_index]
-    masks = (segmentation_map == ids[:, None, None]).float()
+        kept = kept[kept != ignore_index]
+    masks = (ids == kept[:, None, None]).float()
     if instance_id_to_semantic_id is None:
-        return masks, ids
+        return masks, kept
     shift = int(do_reduce_labels)
-    labels = [instance_id_to_semantic_id[i + shift] - shift for i in ids.tolist()]
+    labels = [instance_id_to_semantic_id[i + shift] - shift for i in kept.tolist()]
     return masks, torch.tensor(labels, dtype=torch.int64, device=ids.device)
+
+
+class TransformersRules(Rules):
+    """The rules of transformers 5.23."""
+
+    pair_of_lengths = ("height", "width")
+
+    shortest_edge_size = staticmethod(shortest_edge_size)
+    resized_image = staticmethod(resized_image)
+    resized_map = staticmethod(resized_map)
+    masks_and_labels = staticmethod(masks_and_labels)
+
+    def stretched_size(self, size: Size, divisor: int) -> Size:
+        """Images are stretched to multiples of `divisor`."""
+        return next_multiple(size, divisor)
+
+    def crops(self, do_center_crop: bool) -> bool:
+        """`do_center_crop` has no effect."""
+        return False
+
+    def pads(self, do_pad: bool) -> bool:
+        """`do_pad` has no effect."""
+        return True
+
+    def padded_size(self, largest: Size, divisor: int) -> Size:
+        return largest
+
+    def mask_padding(self, ignore_index: int | None) -> int:
+        return ignore_index or 0
+
+    semantic_segmentation = staticmethod(semantic_segmentation)
+    panoptic_segmentation = staticmethod(panoptic_segmentation)
+    instance_segmentation = staticmethod(instance_segmentation)
+
+    def labels_to_fuse(self, labels: int, thing_label_ids: Collection[int] | None) -> set[int]:
+        """Nothing is fused unless told."""
+        return set()

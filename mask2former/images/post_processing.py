@@ -1,12 +1,12 @@
-"""Logits -> semantic, instance and panoptic segmentations, at full resolution in bounded memory.
+"""Logits to semantic, instance and panoptic segmentations, at full resolution in bounded memory.
 
 The procedures are those of the paper's inference code (semantic, instance and panoptic inference of
 the original Mask2Former, with detectron2's sem_seg_postprocess for the sizes): mask logits are
 resized bilinearly to the padded input size, cropped to the image, then resized to the target size,
 and only then turned into masks.
 
-Neither (queries, height, width) nor (classes, height, width) is ever held at full resolution: masks
-are made in bands of rows, or one query at a time.
+No tensor (queries, height, width) or (classes, height, width) of full resolution exists: masks are
+made in bands of rows, or one query at a time. Every threshold is reached by a value equal to it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 
 from mask2former.images.mask_resizer import MaskResizer
-from mask2former.images.resize import Size
+from mask2former.images.resize import Size, size_of
 from mask2former.images.run_length import mask_to_rle
 
-INSTANCE_VOID = -1
-PANOPTIC_VOID = 0
+# Pixels of no segment. Segments have ids from 1, in the order of "segments_info".
+VOID = 0
 
 
-class Segmentation(dict):
+class SegmentationDict(dict):
     """A dict of the "segmentation" and "segments_info" of one image."""
 
     @property
     def shape(self) -> torch.Size:
-        """That of the map, which the documentation's instance example asks for."""
+        """The map's, because the documentation's instance example asks for it."""
         return self["segmentation"].shape
 
 
@@ -72,15 +72,17 @@ def panoptic_segmentation(
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int] = (),
     target_sizes: Sequence[Size] | Tensor | None = None,
-) -> list[Segmentation]:
+) -> list[SegmentationDict]:
     """Per image a dict of "segmentation", an int32 map (height, width) with 0 for void and ids from
     1, and "segments_info", one dict per id: id, label_id, was_fused, score.
 
-    Queries that predict an object with a score above `threshold` compete for every pixel by score
-    times mask probability. A query is dropped when it wins less than `overlap_mask_area_threshold`
-    of the area where its own mask probability reaches `mask_threshold`; it keeps those of its
-    pixels that reach `mask_threshold`. Segments of one label in `label_ids_to_fuse` become one,
-    with the best score of its parts. See `semantic_segmentation` for other arguments and errors.
+    Queries that predict an object with a score of at least `threshold` compete for every pixel by
+    score times mask probability. A query is dropped when it wins less than
+    `overlap_mask_area_threshold` of the area where its own mask probability is at least
+    `mask_threshold`; of the pixels it won it keeps those in this area. Segments of one label in
+    `label_ids_to_fuse` become one, with the best score of its parts.
+
+    See `semantic_segmentation` for other arguments and errors.
 
     Source: `panoptic_inference` of the original code (which fuses stuff and has 0.8 and 0.5 for
     `threshold` and `mask_threshold`).
@@ -88,7 +90,7 @@ def panoptic_segmentation(
     results = []
     for class_logits, mask_logits, resizer in _images(outputs, target_sizes):
         scores, labels = _float(class_logits).softmax(-1).max(-1)
-        keep = (labels != class_logits.shape[-1] - 1) & (scores > threshold)
+        keep = (labels != class_logits.shape[-1] - 1) & (scores >= threshold)
         scores, labels = scores[keep], labels[keep]
         winners, areas = _compete(mask_logits[keep], scores, resizer, mask_threshold)
         segments, id_of_query = _panoptic_segments(
@@ -98,9 +100,9 @@ def panoptic_segmentation(
             overlap_mask_area_threshold,
             set(label_ids_to_fuse),
         )
-        table = torch.tensor([*id_of_query, PANOPTIC_VOID], dtype=torch.int32)
+        table = torch.tensor([*id_of_query, VOID], dtype=torch.int32)
         segmentation = table.to(winners.device)[winners.long()]
-        results.append(Segmentation(segmentation=segmentation, segments_info=segments))
+        results.append(SegmentationDict(segmentation=segmentation, segments_info=segments))
     return results
 
 
@@ -138,28 +140,33 @@ def _panoptic_segments(
     overlap_mask_area_threshold: float,
     label_ids_to_fuse: set[int],
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """The segments, and for every query the id of its segment (void for a dropped query)."""
+    """The segments, and for every query the id of its segment (VOID for a dropped query)."""
     segments: list[dict[str, Any]] = []
     fused: dict[int, dict[str, Any]] = {}
-    id_of_query = [PANOPTIC_VOID] * len(scores)
+    id_of_query = [VOID] * len(scores)
     for query, (score, label, area) in enumerate(zip(scores, labels, areas, strict=True)):
         won, own, won_inside = area
         if won_inside == 0 or won / own < overlap_mask_area_threshold:
             continue
         segment = fused.get(label)
         if segment is None:
-            segment = {
-                "id": len(segments) + 1,
-                "label_id": label,
-                "was_fused": label in label_ids_to_fuse,
-                "score": round(score, 6),
-            }
+            segment = _segment(len(segments), label, label in label_ids_to_fuse, score)
             segments.append(segment)
             if segment["was_fused"]:
                 fused[label] = segment
         segment["score"] = max(segment["score"], round(score, 6))
         id_of_query[query] = segment["id"]
     return segments, id_of_query
+
+
+def _segment(index: int, label: int, was_fused: bool, score: float) -> dict[str, Any]:
+    """What "segments_info" says of segment `index`."""
+    return {
+        "id": index + 1,
+        "label_id": label,
+        "was_fused": was_fused,
+        "score": round(score, 6),
+    }
 
 
 @torch.no_grad()
@@ -173,18 +180,18 @@ def instance_segmentation(
     return_binary_maps: bool = False,
     thing_label_ids: Collection[int] | None = None,
     candidates: int | None = None,
-) -> list[Segmentation]:
+) -> list[SegmentationDict]:
     """Per image a dict of "segmentation" and "segments_info", one dict per instance in order of
-    falling score: id (from 0), label_id, was_fused (False), score.
+    falling score: id (from 1), label_id, was_fused (False), score.
 
-    The best (query, label) pairs of an image, `candidates` of them or as many as queries, are
-    candidates; with `thing_label_ids`, those of
-    other labels are then left out. A mask is where the mask probability is above `mask_threshold`,
-    a score is the class probability times the mean mask probability inside the mask, and an
-    instance needs a score of at least `threshold`.
+    The likeliest (query, label) pairs of an image are candidates: `candidates` pairs, or as many as
+    there are queries. With `thing_label_ids`, those of other labels are then left out. A mask is
+    where the mask probability is at least `mask_threshold`, a score is the class probability times
+    the mean mask probability inside the mask, and an instance needs a score of at least
+    `threshold`.
 
     "segmentation" is one of
-    - an int32 map (height, width), -1 for void: a higher score covers a lower one, and an instance
+    - an int32 map (height, width), 0 for void: a higher score covers a lower one, and an instance
       of which less than `overlap_mask_area_threshold` stays visible is left out;
     - with `return_binary_maps`, a bool tensor (instances, height, width), and
     - with `return_coco_annotation`, a list with a COCO RLE (see `mask_to_rle`) per instance; these
@@ -208,7 +215,7 @@ def instance_segmentation(
             pairs, mask_logits, resizer, threshold, mask_threshold, encode=return_coco_annotation
         )
         masks = (
-            resizer(mask_logits[query, None])[0].sigmoid_() > mask_threshold
+            resizer(mask_logits[query, None])[0].sigmoid_() >= mask_threshold
             for _, _, query in instances
         )
         if return_coco_annotation:
@@ -221,15 +228,14 @@ def instance_segmentation(
                 plane.copy_(mask)
         else:
             segmentation = torch.full(
-                resizer.size, INSTANCE_VOID, dtype=torch.int32, device=mask_logits.device
+                resizer.size, VOID, dtype=torch.int32, device=mask_logits.device
             )
             painted = _paint(segmentation, masks, overlap_mask_area_threshold)
             instances = [instances[i] for i in painted]
         segments = [
-            {"id": i, "label_id": label, "was_fused": False, "score": round(score, 6)}
-            for i, (score, label, _) in enumerate(instances)
+            _segment(i, label, False, score) for i, (score, label, _) in enumerate(instances)
         ]
-        results.append(Segmentation(segmentation=segmentation, segments_info=segments))
+        results.append(SegmentationDict(segmentation=segmentation, segments_info=segments))
     return results
 
 
@@ -262,14 +268,14 @@ def _scored_instances(
     encode: bool,
 ) -> tuple[list[tuple[float, int, int]], dict[int, dict[str, Any]]]:
     """(score, label, query) of candidates with a mask and a score >= `threshold`, best first; and
-    the run lengths of the candidates' masks by query, if they are to be encoded on the way."""
+    with `encode` the run lengths of the candidates' masks by query."""
     queries = sorted({query for _, _, query in candidates})
     if not queries:
         return [], {}
     sums, run_lengths = [], {}
     for query in queries:
         probs = resizer(mask_logits[query, None])[0].sigmoid_()
-        inside = probs > mask_threshold
+        inside = probs >= mask_threshold
         sums.append(torch.stack([inside.sum(), torch.where(inside, probs, 0).sum()]))
         if encode:
             run_lengths[query] = mask_to_rle(inside)
@@ -285,17 +291,17 @@ def _scored_instances(
 def _paint(
     segmentation: Tensor, masks: Iterator[Tensor], overlap_mask_area_threshold: float
 ) -> list[int]:
-    """Gives each mask, in the order given, the pixels still void, unless too few of its own are.
+    """Gives each mask in turn those of its pixels that are still void, unless they are too few.
 
-    Writes ids from 0 into `segmentation` and returns which masks got one.
+    Writes ids from 1 into `segmentation` and returns the indices of the masks that have one.
     """
     painted: list[int] = []
     for i, mask in enumerate(masks):
-        visible = mask & (segmentation == INSTANCE_VOID)
+        visible = mask & (segmentation == VOID)
         area, visible_area = torch.stack([mask.sum(), visible.sum()]).tolist()
         if visible_area > 0 and visible_area / area >= overlap_mask_area_threshold:
-            segmentation.masked_fill_(visible, len(painted))
             painted.append(i)
+            segmentation.masked_fill_(visible, len(painted))
     return painted
 
 
@@ -314,10 +320,10 @@ def _images(
     for i in range(len(mask_logits)):
         image_size = None if image_sizes is None else tuple(int(n) for n in image_sizes[i])
         target_size = None if target_sizes is None else tuple(int(n) for n in target_sizes[i])
-        resizer = MaskResizer(tuple(mask_logits.shape[-2:]), image_size, target_size)
+        resizer = MaskResizer(size_of(mask_logits), image_size, target_size)
         yield class_logits[i], mask_logits[i], resizer
 
 
 def _float(logits: Tensor) -> Tensor:
-    """Probabilities are made in float32 at least, whatever the model ran in."""
+    """Logits in float32 at least, whatever dtype the model ran in, for probabilities."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,8 +1,7 @@
-"""Image (and annotation) -> tensors: Mask2FormerImageProcessor.
+"""Mask2FormerImageProcessor: images and annotations to tensors, and logits to segmentations.
 
-Its methods for the way back, from logits to segmentations, are in post_processor.py. Names,
-arguments and defaults are those of transformers' documentation. All arithmetic is on torch tensors
-on the device of the input.
+Names, arguments and defaults are those of transformers' documentation. All arithmetic is on torch
+tensors on the device of the input.
 """
 
 from __future__ import annotations
@@ -18,21 +17,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mask2former.images import hf_compat
 from mask2former.images.batch_feature import BatchFeature
-from mask2former.images.post_processor import PostProcessor
+from mask2former.images.hf_compat import TransformersRules
 from mask2former.images.resize import (
     Size,
     center_cropped,
-    next_multiple,
     padded,
     resized_by_pillow,
-    resized_image,
     resized_nearest,
-    shortest_edge_size,
+    size_of,
     size_text,
 )
-from mask2former.images.segmentation_maps import IdMap, map_tensors, masks_and_labels
+from mask2former.images.rules import Rules
+from mask2former.images.segmentation_maps import IdMap, id_map_per_image, map_tensors
 from mask2former.images.settings import (
     AREA_KEYS,
     checked_choice,
@@ -53,7 +50,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass
-class Mask2FormerImageProcessor(PostProcessor):
+class Mask2FormerImageProcessor:
     """Prepares images and annotations for the model, and turns its outputs into segmentations.
 
     Args:
@@ -86,10 +83,8 @@ class Mask2FormerImageProcessor(PostProcessor):
         disable_grouping: taken because it is documented; images are never grouped.
         thing_label_ids: labels of countable things. Instance segmentation then returns only these,
             and panoptic segmentation fuses all others unless told otherwise.
-        hf_compat: reproduce transformers 5.23, to the bit for uint8 images, where it departs from
-            the paper's code or its own documentation: images stretched to the multiple of
-            `size_divisor`, float masks padded with `ignore_index`, a sequence as `size` read as (h,
-            w), `do_pad` and `do_center_crop` without effect, and everything listed in hf_compat.py.
+        hf_compat: reproduce transformers 5.23, bit-identical for uint8 images, where it departs
+            from the paper's code or its own documentation: see docs/transformers.md.
         reduce_labels, size_divisibility, max_size: old names of do_reduce_labels, size_divisor and
             the longest edge of `size`.
 
@@ -98,7 +93,7 @@ class Mask2FormerImageProcessor(PostProcessor):
     """
 
     do_resize: bool = True
-    size: Mapping[str, int] | Sequence[int] | int | None = None
+    size: Any = None  # in any form; a dict afterwards
     size_divisor: int = 32
     resample: Any = Image.Resampling.BILINEAR
     do_rescale: bool = True
@@ -132,14 +127,10 @@ class Mask2FormerImageProcessor(PostProcessor):
     def __post_init__(
         self, reduce_labels: bool | None, size_divisibility: int | None, max_size: int | None
     ) -> None:
-        old = {
-            "reduce_labels": reduce_labels,
-            "size_divisibility": size_divisibility,
-            "max_size": max_size,
-        }
-        for name, value in modern({"size": self.size, **old}).items():
+        old = {"reduce_labels": reduce_labels, "size_divisibility": size_divisibility}
+        for name, value in modern({"size": self.size, "max_size": max_size, **old}).items():
             setattr(self, name, value)
-        self.size = resize_target(self.size, self.default_to_square, self.hf_compat)
+        self.size = resize_target(self.size, self.default_to_square, self._rules.pair_of_lengths)
         if self.pad_size is not None:
             self.pad_size = checked_size("pad_size", self.pad_size, AREA_KEYS)
         if self.do_center_crop or self.crop_size is not None:
@@ -167,7 +158,11 @@ class Mask2FormerImageProcessor(PostProcessor):
         if self.thing_label_ids is not None:
             self.thing_label_ids = sorted(int(label) for label in self.thing_label_ids)
 
-    # ---- image -> tensors -----------------------------------------------------------------------
+    @property
+    def _rules(self) -> Rules:
+        return TransformersRules() if self.hf_compat else Rules()
+
+    # ---- images and maps to tensors -------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """`preprocess`."""
@@ -207,18 +202,17 @@ class Mask2FormerImageProcessor(PostProcessor):
             ValueError: an argument is wrong, or an instance id has no semantic id.
             TypeError: an override is no argument of the constructor.
         """
-        processor = self._overridden(overrides)
+        processor = self.with_settings(**overrides)
         tensors = processor._tensors(images)
         maps = map_tensors(segmentation_maps, tensors)
         if processor.do_rescale:
             warn_of_small_values(tensors)
         if processor.do_resize:
-            sizes = [processor.resized_size(tuple(image.shape[-2:])) for image in tensors]
+            sizes = [processor.resized_size(size_of(image)) for image in tensors]
             tensors = [processor._resized_image(*pair) for pair in zip(tensors, sizes, strict=True)]
             if maps is not None:
                 maps = [processor._resized_map(*pair) for pair in zip(maps, sizes, strict=True)]
-        if processor.do_center_crop and not processor.hf_compat:
-            crop_size = (processor.crop_size["height"], processor.crop_size["width"])
+        if (crop_size := processor.center_crop_size) is not None:
             tensors = [center_cropped(image, crop_size) for image in tensors]
             maps = maps and [center_cropped(ids, crop_size) for ids in maps]
         pixel_values = [processor._normalized(image) for image in tensors]
@@ -242,20 +236,19 @@ class Mask2FormerImageProcessor(PostProcessor):
 
         Other arguments, results and errors are those of `preprocess`; None means the processor's.
         """
-        overrides = {
-            "ignore_index": ignore_index,
-            "do_reduce_labels": do_reduce_labels,
-            "return_tensors": return_tensors,
-            "input_data_format": input_data_format,
-            "pad_size": pad_size,
-        }
-        processor = self._overridden(overrides)
+        processor = self.with_settings(
+            ignore_index=ignore_index,
+            do_reduce_labels=do_reduce_labels,
+            return_tensors=return_tensors,
+            input_data_format=input_data_format,
+            pad_size=pad_size,
+        )
         tensors = [image.float() for image in processor._tensors(pixel_values_list)]
         maps = map_tensors(segmentation_maps, tensors)
         return processor._batch(tensors, maps, instance_id_to_semantic_id)
 
     def resized_size(self, size: Size) -> Size:
-        """(height, width) in pixels that an image of (height, width) is resized to, at least 1."""
+        """(height, width) in pixels, at least 1, that an image of (height, width) is resized to."""
         height, width = size
         if "height" in self.size:
             new = (self.size["height"], self.size["width"])
@@ -263,13 +256,25 @@ class Mask2FormerImageProcessor(PostProcessor):
             scale = min(self.size["max_height"] / height, self.size["max_width"] / width)
             new = (int(height * scale), int(width * scale))
         else:
-            new = shortest_edge_size(size, **self.size)
-        if self.hf_compat:
-            return next_multiple(new, self.size_divisor)
-        return max(new[0], 1), max(new[1], 1)
+            new = self._rules.shortest_edge_size(size, **self.size)
+        new = (max(new[0], 1), max(new[1], 1))
+        return self._rules.stretched_size(new, self.size_divisor)
 
-    def _overridden(self, overrides: dict[str, Any]) -> Mask2FormerImageProcessor:
-        changes = {name: value for name, value in overrides.items() if value is not None}
+    @property
+    def center_crop_size(self) -> Size | None:
+        """(height, width) in pixels that resized images are cut to; None if they are not."""
+        if self.crop_size is None or not self._rules.crops(self.do_center_crop):
+            return None
+        return self.crop_size["height"], self.crop_size["width"]
+
+    def with_settings(self, **changes: Any) -> Mask2FormerImageProcessor:
+        """A copy with other settings. They are arguments of the constructor, old names included;
+        None means unchanged.
+
+        Raises:
+            TypeError: one is no argument of the constructor. ValueError: one is out of range.
+        """
+        changes = {name: value for name, value in changes.items() if value is not None}
         # The old name of a part of the size, whose other part stays.
         if "max_size" in changes and "shortest_edge" in self.size:
             changes.setdefault("size", {"shortest_edge": self.size["shortest_edge"]})
@@ -284,12 +289,10 @@ class Mask2FormerImageProcessor(PostProcessor):
         ]
 
     def _resized_image(self, image: Tensor, size: Size) -> Tensor:
-        resize = hf_compat.resized_image if self.hf_compat else resized_image
-        return resize(image, size, self.resample)
+        return self._rules.resized_image(image, size, self.resample)
 
     def _resized_map(self, ids: Tensor, size: Size) -> Tensor:
-        resize = hf_compat.resized_map if self.hf_compat else resized_nearest
-        return resize(ids, size)
+        return self._rules.resized_map(ids, size)
 
     def _normalized(self, image: Tensor) -> Tensor:
         """float32 image (C, H, W); rescaling is folded into mean and deviation."""
@@ -310,7 +313,7 @@ class Mask2FormerImageProcessor(PostProcessor):
         id_maps: IdMap | Sequence[IdMap] | None,
     ) -> BatchFeature:
         """Padded images and what belongs to them; see `preprocess`."""
-        sizes = self._padded_sizes([tuple(image.shape[-2:]) for image in images])
+        sizes = self._padded_sizes([size_of(image) for image in images])
         ones = (torch.ones_like(image[0], dtype=torch.int64) for image in images)
         batch = BatchFeature(
             pixel_values=[padded(image, size) for image, size in zip(images, sizes, strict=True)],
@@ -324,21 +327,22 @@ class Mask2FormerImageProcessor(PostProcessor):
                 )
             batch.update({name: torch.stack(values) for name, values in batch.items()})
         if maps is not None:
-            fill = (self.ignore_index or 0) if self.hf_compat else 0
-            pairs = self._masks_and_labels(maps, id_maps)
-            batch["mask_labels"] = [
-                padded(masks, size, fill) for (masks, _), size in zip(pairs, sizes, strict=True)
-            ]
-            batch["class_labels"] = [labels for _, labels in pairs]
+            fill = self._rules.mask_padding(self.ignore_index)
+            batch.update(mask_labels=[], class_labels=[])
+            for i, id_map in enumerate(id_map_per_image(id_maps, len(maps))):
+                masks, labels = self._rules.masks_and_labels(
+                    maps[i], id_map, self.ignore_index, self.do_reduce_labels, i
+                )
+                batch["mask_labels"].append(padded(masks, sizes[i], fill))
+                batch["class_labels"].append(labels)
         return batch.numpy() if self.return_tensors == "np" else batch
 
     def _padded_sizes(self, sizes: list[Size]) -> list[Size]:
-        if not self.do_pad and not self.hf_compat:
+        if not self._rules.pads(self.do_pad):
             return sizes
-        largest = (max(height for height, _ in sizes), max(width for _, width in sizes))
         if self.pad_size is None:
-            padded_size = largest if self.hf_compat else next_multiple(largest, self.size_divisor)
-            return [padded_size] * len(sizes)
+            largest = (max(height for height, _ in sizes), max(width for _, width in sizes))
+            return [self._rules.padded_size(largest, self.size_divisor)] * len(sizes)
         target = (self.pad_size["height"], self.pad_size["width"])
         for i, size in enumerate(sizes):
             if size[0] > target[0] or size[1] > target[1]:
@@ -348,21 +352,69 @@ class Mask2FormerImageProcessor(PostProcessor):
                 )
         return [target] * len(sizes)
 
-    def _masks_and_labels(
-        self, maps: list[Tensor], id_maps: IdMap | Sequence[IdMap] | None
-    ) -> list[tuple[Tensor, Tensor]]:
-        if id_maps is None or isinstance(id_maps, Mapping):
-            id_maps = [id_maps] * len(maps)
-        if len(id_maps) != len(maps):
-            raise ValueError(
-                f"instance_id_to_semantic_id has {len(id_maps)} mappings for {len(maps)} images; "
-                "give one per image or a single one."
-            )
-        convert = hf_compat.masks_and_labels if self.hf_compat else masks_and_labels
-        return [
-            convert(ids, id_maps[i], self.ignore_index, self.do_reduce_labels, i)
-            for i, ids in enumerate(maps)
-        ]
+    # ---- outputs to segmentations ---------------------------------------------------------------
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[Size] | Tensor | None = None
+    ) -> list[Tensor]:
+        """A class map int64 (height, width) per image; see `post_processing.semantic_segmentation`.
+
+        target_sizes are (height, width) per image in pixels; without them the maps have the
+        resolution of the mask logits.
+        """
+        return self._rules.semantic_segmentation(outputs, target_sizes)
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: Sequence[Size] | Tensor | None = None,
+        return_coco_annotation: bool = False,
+        return_binary_maps: bool = False,
+    ) -> list[dict[str, Any]]:
+        """{"segmentation", "segments_info"} per image; see `post_processing.instance_segmentation`.
+
+        Unlike there, the map has -1 for void and ids from 0. With `thing_label_ids` only things are
+        returned.
+        """
+        return self._rules.instance_segmentation(
+            outputs,
+            threshold,
+            mask_threshold,
+            overlap_mask_area_threshold,
+            target_sizes,
+            return_coco_annotation=bool(return_coco_annotation),
+            return_binary_maps=bool(return_binary_maps),
+            thing_label_ids=self.thing_label_ids,
+        )
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: Collection[int] | None = None,
+        target_sizes: Sequence[Size] | Tensor | None = None,
+    ) -> list[dict[str, Any]]:
+        """{"segmentation", "segments_info"} per image; see `post_processing.panoptic_segmentation`.
+
+        The map is int32 with 0 for void and ids from 1. `label_ids_to_fuse` None means all labels
+        but `thing_label_ids` if those are known, else none.
+        """
+        if label_ids_to_fuse is None:
+            labels = outputs.class_queries_logits.shape[-1] - 1
+            label_ids_to_fuse = self._rules.labels_to_fuse(labels, self.thing_label_ids)
+        return self._rules.panoptic_segmentation(
+            outputs,
+            threshold,
+            mask_threshold,
+            overlap_mask_area_threshold,
+            label_ids_to_fuse,
+            target_sizes,
+        )
 
     # ---- file -----------------------------------------------------------------------------------
 
@@ -420,7 +472,7 @@ class Mask2FormerImageProcessor(PostProcessor):
             processor = cls.from_dict(settings)
         except (TypeError, ValueError) as error:
             raise DataError(f"{path} cannot be used: {error}") from error
-        return processor._overridden(overrides)
+        return processor.with_settings(**overrides)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json into `folder`, which is made if need be."""
@@ -430,8 +482,9 @@ class Mask2FormerImageProcessor(PostProcessor):
 
 
 class Mask2FormerImageProcessorPil(Mask2FormerImageProcessor):
-    """Resizes images in Pillow on the CPU for every `resample`, to the bit as Pillow does; all else
-    is the same. With `hf_compat` it agrees with transformers' processor of this name to 1e-6."""
+    """Resizes images in Pillow on the CPU for every `resample`, so they are bit-identical to
+    Pillow's; all else is the same. With `hf_compat` it agrees with transformers' processor of this
+    name to 1e-6."""
 
     def _resized_image(self, image: Tensor, size: Size) -> Tensor:
         return resized_by_pillow(image, size, self.resample)

@@ -1,4 +1,4 @@
-"""Image files -> upright RGB images."""
+"""Image files to upright RGB images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from mask2former.images.tensors import image_tensor
+from mask2former.images.tensors import rgb_image
 from mask2former.io.errors import DataError
 
-# What counts as an image in a folder; a file that is named may be called anything.
+# Files of a folder with these suffixes are images. A file that is named may have any suffix.
 IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg"),
     *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
@@ -26,14 +26,10 @@ def read_image(path: Path) -> Image.Image:
     """The image in a file, upright and in RGB (of an animation, the first frame).
 
     Raises:
-        DataError: the file is missing, unreadable, truncated, not an image, or too large.
+        DataError: the file is missing, unreadable, truncated, not an image, too large, or its range
+            of values is unknown.
     """
-    image = open_image(path)
-    try:
-        pixels = image_tensor(image, 0)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    return rgb_image(open_image(path), str(path))
 
 
 def open_image(path: Path) -> Image.Image:
@@ -44,7 +40,7 @@ def open_image(path: Path) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            # Only the size at which Pillow refuses, twice the size at which it warns, stops us.
+            # Pillow warns at half of the size at which it raises. Only the error counts here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()

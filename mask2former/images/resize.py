@@ -13,15 +13,20 @@ from torch import Tensor
 Size = tuple[int, int]
 
 
+def size_of(values: Tensor) -> Size:
+    """(height, width) of (..., H, W)."""
+    return values.shape[-2], values.shape[-1]
+
+
 def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
     """(3, H, W) resized with antialiasing as Pillow does, within 1/255; dtype kept on the CPU."""
-    if tuple(image.shape[-2:]) == size:
+    if size_of(image) == size:
         return image
     if resample == Image.Resampling.NEAREST:
         return resized_nearest(image, size)
     if resample != Image.Resampling.BILINEAR:  # torch's bicubic overshoots otherwise, or is missing
         return resized_by_pillow(image, size, resample)
-    if image.dtype == torch.uint8 and size[1] == 1:  # torch garbles it, or fails
+    if image.dtype == torch.uint8 and size[1] == 1:  # torch returns wrong pixels, or fails
         return resized_by_pillow(image, size, resample)
     if image.dtype == torch.uint8 and image.device.type != "cpu":
         # only the CPU has a kernel for bytes; rounding keeps the values what they would be there
@@ -56,8 +61,8 @@ def resized_nearest(values: Tensor, size: Size) -> Tensor:
 
 
 def nearest_index(source: int, target: int) -> np.ndarray:
-    """The places, int64 (target,), that Pillow's nearest resize picks from `source` pixels."""
-    # Pillow adds up positions, and where two pixels are as near that sum's rounding decides.
+    """The pixels, int64 (target,), that Pillow's nearest resize picks of `source` pixels."""
+    # Pillow adds up positions. Where two pixels are equally near, the rounding of the sum decides.
     steps = np.full(target, source / target)
     steps[0] /= 2
     return np.add.accumulate(steps).astype(np.int64).clip(max=source - 1)
@@ -65,28 +70,23 @@ def nearest_index(source: int, target: int) -> np.ndarray:
 
 def padded(values: Tensor, size: Size, fill: int = 0) -> Tensor:
     """(..., H, W) grown at the bottom and right to `size`."""
-    height, width = values.shape[-2:]
+    height, width = size_of(values)
     return F.pad(values, (0, size[1] - width, 0, size[0] - height), value=fill)
 
 
 def shortest_edge_size(size: Size, shortest_edge: int, longest_edge: int | None = None) -> Size:
-    """(height, width) with the shortest edge of the given length, or if that would make the other
-    longer than `longest_edge`, with the longest of that length.
+    """(height, width) with the shortest edge of the given length, or, if that would make the other
+    longer than `longest_edge`, with the longest of that length. Rounds half up; no edge gets
+    shorter than 1.
 
-    Source: `get_size_with_aspect_ratio` of transformers; detectron2's ResizeShortestEdge rounds
-    differently.
+    Source: ResizeShortestEdge of detectron2.
     """
-    height, width = size
-    short, long = min(size), max(size)
-    exact: float = shortest_edge
-    if longest_edge is not None and long / short * shortest_edge > longest_edge:
-        exact = longest_edge * short / long
-    new_short = round(exact)
-    if new_short == short:
-        return size
-    if width < height:
-        return int(exact * height / width), new_short
-    return new_short, int(exact * width / height)
+    short, long = float(shortest_edge), max(size) * (shortest_edge / min(size))
+    if longest_edge is not None and long > longest_edge:
+        scale = longest_edge / long
+        short, long = short * scale, long * scale
+    new_short, new_long = (max(int(edge + 0.5), 1) for edge in (short, long))
+    return (new_short, new_long) if size[0] < size[1] else (new_long, new_short)
 
 
 def next_multiple(size: Size, divisor: int) -> Size:

@@ -1,8 +1,8 @@
-"""Maps of ids -> binary masks and their labels."""
+"""Maps of ids to binary masks and their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ IdMap = Mapping[int, int]
 
 
 def map_tensors(segmentation_maps: Any, images: list[Tensor]) -> list[Tensor] | None:
-    """The maps (H, W) beside their images, each of its image's size and on its device."""
+    """The maps (H, W), checked to have their images' sizes, on their images' devices."""
     if segmentation_maps is None:
         return None
     maps = image_list(segmentation_maps, 2)
@@ -45,7 +45,7 @@ def map_tensor(ids: Any, index: int) -> Tensor:
     Args:
         ids: PIL image whose pixels are ids (of a palette image, its indices), or array or tensor
             (H, W), (1, H, W) or (H, W, 1) of integers, floating-point dtypes included.
-        index: its place in the batch, for messages.
+        index: its number in the batch, for messages.
 
     Raises:
         DataError: it cannot be decoded. ValueError: it is not a map of integer ids.
@@ -68,7 +68,7 @@ def map_tensor(ids: Any, index: int) -> Tensor:
 
 
 def id_array(image: Image.Image, name: str) -> np.ndarray:
-    """The numbers that are an image's pixels, (height, width) of an integer or bool dtype.
+    """An image of numbers as (height, width) of an integer or bool dtype.
 
     Args:
         image: of one channel; of a palette image, the numbers are the indices.
@@ -85,6 +85,24 @@ def id_array(image: Image.Image, name: str) -> np.ndarray:
     return np.array(upright(image, name))
 
 
+def id_map_per_image(
+    instance_id_to_semantic_id: IdMap | Sequence[IdMap] | None, images: int
+) -> Sequence[IdMap | None]:
+    """One mapping per image, from one for all or from None.
+
+    Raises:
+        ValueError: the number of mappings is not that of images.
+    """
+    if instance_id_to_semantic_id is None or isinstance(instance_id_to_semantic_id, Mapping):
+        return [instance_id_to_semantic_id] * images
+    if len(instance_id_to_semantic_id) != images:
+        raise ValueError(
+            f"instance_id_to_semantic_id has {len(instance_id_to_semantic_id)} mappings for "
+            f"{images} images; give one per image or a single one."
+        )
+    return instance_id_to_semantic_id
+
+
 def masks_and_labels(
     ids: Tensor,
     instance_id_to_semantic_id: IdMap | None,
@@ -94,9 +112,9 @@ def masks_and_labels(
 ) -> tuple[Tensor, Tensor]:
     """bool masks (labels, H, W) and int64 labels (labels,) of an id map (H, W), in order of ids.
 
-    Label `ignore_index` belongs to nothing, nor does label 0 if labels are reduced. So does an
-    instance id that the mapping leaves out and that is one of these; but an id that the mapping
-    gives a label is never dropped, whatever number it has.
+    Label `ignore_index` is dropped, and so is label 0 if labels are reduced. With a mapping, this
+    holds for the labels of instances, and for ids that the mapping lacks. An id that the mapping
+    gives another label is never dropped, whatever number it has.
 
     Raises:
         ValueError: an instance id has no semantic id; `index` says in which map.

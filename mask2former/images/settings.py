@@ -1,4 +1,4 @@
-"""The settings of the image processor: forms, checks, and the names that old files have them by."""
+"""The settings of the image processor: their forms, checks, and old names."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ DEFAULT_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
 PROCESSOR_TYPES = re.compile(r"Mask2?Former(ImageProcessor(Fast|Pil)?|FeatureExtractor)")
 
 
-def resize_target(size: Any, default_to_square: bool, hf_compat: bool) -> dict[str, int]:
-    """`size` in any of its forms as a dict: see Mask2FormerImageProcessor.
-
-    A sequence is (width, height) as documented; transformers reads it as (height, width).
-    """
+def resize_target(
+    size: Any, default_to_square: bool, pair_of_lengths: tuple[str, str]
+) -> dict[str, int]:
+    """`size` in any of its forms as a dict: see Mask2FormerImageProcessor. `pair_of_lengths` says
+    what the two numbers of a sequence are."""
     if size is None:
         return dict(DEFAULT_SIZE)
     if isinstance(size, int):
         size = {"height": size, "width": size} if default_to_square else {"shortest_edge": size}
     elif isinstance(size, (tuple, list)) and len(size) == 2:
-        width, height = reversed(size) if hf_compat else size
-        size = {"height": height, "width": width}
+        size = dict(zip(pair_of_lengths, size, strict=True))
     return checked_size("size", size, SIZE_KEYS)
 
 
@@ -71,7 +70,7 @@ def resampling(resample: Any) -> int:
     torchvision InterpolationMode, whose values are names."""
     name = getattr(resample, "value", resample)
     if name == "nearest-exact":
-        name = "nearest"  # that is what Pillow's is
+        name = "nearest"  # Pillow's NEAREST picks the same pixels
     if isinstance(name, str) and name.upper() in Image.Resampling.__members__:
         return int(Image.Resampling[name.upper()])
     if not isinstance(name, int) or name not in list(Image.Resampling):

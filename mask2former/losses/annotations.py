@@ -1,25 +1,26 @@
-"""What is annotated in the images of a batch, checked and made ready for matching and loss.
+"""The annotations of the images in a batch, checked and ready for matching and loss.
 
 The masks of an image are (T, H, W), which may overlap, or a label map (H, W), in which a pixel
-belongs to one annotation at most. These count for nothing: pixels whose value in a mask is the
-configuration's `ignore_value`, or `IGNORED` in a label map; the padding of the batch; and a whole
-annotation whose class is `ignore_value`, which is left out.
+belongs to at most one annotation. Ignored, which means that they take part neither in matching nor
+in the mask losses, are: pixels whose value in a mask is `ignore_value`, or `IGNORED` in a label
+map; and the padding of the batch. An annotation of class `ignore_value` is left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mask2former.configuration import Mask2FormerConfig
+from mask2former.images.resize import padded
 from mask2former.losses.label_map import sample_label_map
 from mask2former_ops import point_sample
 
-# In a label map, whose other values are the places of annotations:
-VOID = -1  # a pixel that belongs to none of them
-IGNORED = -2  # a pixel that counts for nothing
+# Values of a label map beside the indices of annotations:
+VOID = -1  # a pixel without annotation
+IGNORED = -2  # a pixel that is ignored
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,48 @@ class Annotation:
         masks: (T, H, W) bool, uint8 or floating, with values from 0 to 1, 0 where they are ignored;
             or a label map, integer (H, W).
         labels: int64 (T,).
-        ignored: bool (T or 1, H, W), True in pixels that count for nothing, or None when all
-            pixels count.
-        ids: integer (T,), what stands for each annotation in the label map; None for masks.
+        ignored: bool (T or 1, H, W), True in ignored pixels, or None without any.
+        ids: integer (T,), the value of each annotation in the label map; None for masks.
+        num_labels: the classes that `labels` were checked to be among, 0 to num_labels - 1.
     """
 
     masks: Tensor
     labels: Tensor
     ignored: Tensor | None = None
     ids: Tensor | None = None
+    num_labels: int = 0
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Annotation:
+        """The same on a device; `non_blocking` as for tensors."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Annotation:
+        """The same in page-locked memory; a DataLoader calls it."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Annotation:
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+    def with_padding(self, pixel_mask: Tensor) -> Annotation:
+        """On a canvas, bool (H', W'), at least as large: ignored where `pixel_mask` is False."""
+        size, ignored = tuple(pixel_mask.shape), ~pixel_mask[None]
+        masks = padded(self.masks, size, 0 if self.ids is None else VOID)
+        if self.ignored is not None:
+            ignored = ignored | padded(self.ignored, size)
+        return replace(self, masks=masks, ignored=ignored)
 
     def chosen(self, which: Tensor) -> Annotation:
-        """Some of the annotations: `which` are their numbers (M,), or bool (T,)."""
-        ignored = self.ignored
+        """Some of the annotations: `which` are their indices (M,), or bool (T,)."""
+        labels, ignored = self.labels[which], self.ignored
         if ignored is not None and len(ignored) != 1:
             ignored = ignored[which]
         if self.ids is None:
-            return Annotation(self.masks[which], self.labels[which], ignored)
-        return Annotation(self.masks, self.labels[which], ignored, self.ids[which])
+            return replace(self, masks=self.masks[which], labels=labels, ignored=ignored)
+        return replace(self, labels=labels, ignored=ignored, ids=self.ids[which])
 
     def sample(self, points: Tensor) -> Tensor:
-        """Masks at points, sampled as they lie.
+        """Masks at points, bilinear, without a floating copy of them.
 
         Args:
             points: (T or 1, P, 2) as (x, y) in [0, 1], float32 or float64; with a first size of 1
@@ -67,76 +89,18 @@ class Annotation:
         """1 at points that count, 0 at those that touch an ignored pixel.
 
         Args:
-            points: as `sample` takes them.
+            points: as for `sample`.
 
         Returns:
-            (T, P) in the dtype of the points; (1, P) if all masks have the same points and ignore
-            the same, or nothing.
+            (T, P) in the dtype of the points; (1, P) if all masks have the same points and the same
+            ignored pixels, or none.
         """
         if self.ignored is None:
             return points.new_ones(()).expand(points.shape[:2])
-        if len(self.ignored) == 1:  # which may be sampled at many sets of points, as one
+        if len(self.ignored) == 1:  # one map, sampled at the points of all masks at once
             sampled = _sample_masks(self.ignored, points.flatten(0, 1)[None])
             return (sampled == 0).to(points.dtype).view(points.shape[:2])
         return (_sample_masks(self.ignored, points) == 0).to(points.dtype)
-
-
-def make_annotations(
-    mask_labels: list[Tensor],
-    class_labels: list[Tensor],
-    pixel_mask: Tensor | None,
-    config: Mask2FormerConfig,
-    device: torch.device,
-) -> list[Annotation]:
-    """One annotation per image, on `device`.
-
-    Args:
-        mask_labels: per image (T_i, H, W) or a label map (H, W), as `check_labels` wants them.
-        class_labels: per image (T_i,).
-        pixel_mask: bool (N, H, W), True where there is image, or None.
-        config: whose `ignore_value` is looked for, in masks and classes. A class of the model is
-            never ignored, nor is a mask's own 0 or 1, nor a place of a label map.
-    """
-    annotations = []
-    for i, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        masks, labels = masks.to(device), labels.to(device, torch.int64)
-        padding = None if pixel_mask is None else ~pixel_mask[i : i + 1].to(device)
-        make = _from_label_map if is_label_map(masks) else _from_masks
-        annotation = make(masks, labels, padding, config)
-        if config.ignore_value >= config.num_labels:
-            kept = labels != config.ignore_value
-            if not bool(kept.all()):
-                annotation = annotation.chosen(kept)
-        annotations.append(annotation)
-    return annotations
-
-
-def is_label_map(masks: Tensor) -> bool:
-    """Whether the masks of an image are a label map."""
-    return masks.dim() == 2
-
-
-def _from_label_map(
-    label_map: Tensor, labels: Tensor, padding: Tensor | None, config: Mask2FormerConfig
-) -> Annotation:
-    ignored = (label_map == IGNORED)[None]
-    if padding is not None:
-        ignored |= padding
-    elif not bool(ignored.any()):
-        ignored = None
-    ids = torch.arange(len(labels), dtype=torch.int32, device=labels.device)
-    return Annotation(label_map.to(torch.int32), labels, ignored, ids)
-
-
-def _from_masks(
-    masks: Tensor, labels: Tensor, padding: Tensor | None, config: Mask2FormerConfig
-) -> Annotation:
-    ignored = padding
-    if _exceeds_one(masks):
-        marked = _is_ignored(masks, config)
-        masks = masks.masked_fill(marked, 0)
-        ignored = marked if padding is None else marked | padding
-    return Annotation(_sampleable(masks), labels, ignored)
 
 
 def _sample_masks(masks: Tensor, points: Tensor) -> Tensor:
@@ -148,57 +112,127 @@ def _sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     return point_sample(masks[:, None], points)[:, 0].to(points.dtype)
 
 
-def _sampleable(masks: Tensor) -> Tensor:
-    """Masks in a dtype that `point_sample` reads as it lies, at no precision lost."""
-    if masks.dtype in (torch.bool, torch.uint8, torch.float32):
-        return masks
-    return masks.float() if masks.is_floating_point() else masks.to(torch.uint8)
-
-
-def _exceeds_one(masks: Tensor) -> bool:
-    return masks.dtype != torch.bool and masks.numel() > 0 and bool(masks.max() > 1)
-
-
-def check_labels(
+def make_annotations(
     mask_labels: list[Tensor],
     class_labels: list[Tensor],
     batch: int,
     size: tuple[int, int],
-    config: Mask2FormerConfig,
-) -> None:
-    """Whether labels fit each other, pixel values of (height, width) `size`, and the classes.
+    num_labels: int,
+    ignore_value: int,
+) -> list[Annotation]:
+    """Check the labels of a batch, and make one annotation per image, on the device of its masks.
+
+    On an accelerator every check waits for the device; on the CPU it is cheap.
+
+    Args:
+        mask_labels: per image (T_i, H, W) or a label map (H, W).
+        class_labels: per image integer (T_i,).
+        batch: images.
+        size: their height and width.
+        num_labels: classes.
+        ignore_value: marks ignored pixels in masks, and annotations to leave out in class labels. A
+            class is never ignored, nor is a mask's own 0 or 1, nor an index of a label map.
 
     Raises:
-        ValueError: they do not; the message names the image.
+        ValueError: labels do not fit each other, the size or the classes; the message names the
+            image.
     """
     if not len(mask_labels) == len(class_labels) == batch:
         raise ValueError(
             f"mask_labels has {len(mask_labels)} and class_labels {len(class_labels)} entries for "
             f"{batch} images; give one entry per image."
         )
+    annotations = []
     for i, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        of_map = is_label_map(masks)
-        counted = labels.dim() == 1 and (of_map or len(masks) == len(labels))
-        if masks.dim() not in (2, 3) or masks.shape[-2:] != size or not counted:
+        _check_shapes(masks, labels, i, size)
+        labels = labels.to(masks.device, torch.int64)
+        _check_classes(labels, i, num_labels, ignore_value)
+        if masks.dim() == 2:
+            annotation = _from_label_map(masks, labels, i)
+        else:
+            annotation = _from_masks(masks, labels, i, ignore_value)
+        if not 0 <= ignore_value < num_labels and bool((labels == ignore_value).any()):
+            annotation = annotation.chosen(labels != ignore_value)
+        annotations.append(replace(annotation, num_labels=num_labels))
+    return annotations
+
+
+def check_annotations(
+    annotations: list[Annotation], batch: int, size: tuple[int, int], num_labels: int
+) -> None:
+    """Check that annotations, made earlier, fit a model and its images; waits for no device.
+
+    Raises:
+        ValueError: there are more or fewer than images, or one has another size or more classes.
+    """
+    if len(annotations) != batch:
+        raise ValueError(
+            f"annotations has {len(annotations)} entries for {batch} images; give one per image."
+        )
+    for i, annotation in enumerate(annotations):
+        shape = tuple(annotation.masks.shape)
+        if shape[-2:] != size:
             raise ValueError(
-                f"mask_labels[{i}] has shape {tuple(masks.shape)} and class_labels[{i}] "
-                f"{tuple(labels.shape)}; expected (T, {size[0]}, {size[1]}), the size of "
-                f"pixel_values, or ({size[0]}, {size[1]}) for a label map, and (T,)."
+                f"annotations[{i}] has masks of shape {shape}, but pixel_values are {size}; make "
+                "annotations of that size."
             )
-        if len(labels) > 0:
-            _check_classes(labels, i, config)
-        if of_map:
-            _check_label_map(masks, len(labels), i)
-        elif len(labels) > 0:
-            _check_values(masks, i, config)
+        if annotation.num_labels > num_labels:
+            raise ValueError(
+                f"annotations[{i}] is of {annotation.num_labels} classes, but the model knows "
+                f"{num_labels}; give the model the classes of the data set."
+            )
 
 
-def _check_classes(labels: Tensor, i: int, config: Mask2FormerConfig) -> None:
-    known = ((labels >= 0) & (labels < config.num_labels)) | (labels == config.ignore_value)
+def _from_label_map(label_map: Tensor, labels: Tensor, i: int) -> Annotation:
+    _check_label_map(label_map, len(labels), i)
+    ignored = (label_map == IGNORED)[None]
+    ids = torch.arange(len(labels), dtype=torch.int32, device=labels.device)
+    return Annotation(
+        label_map.to(torch.int32), labels, ignored if bool(ignored.any()) else None, ids
+    )
+
+
+def _from_masks(masks: Tensor, labels: Tensor, i: int, ignore_value: int) -> Annotation:
+    if masks.dtype == torch.bool or len(labels) == 0:
+        return Annotation(_sampleable(masks), labels)
+    low, high = masks.min(), masks.max()
+    if bool((low >= 0) & (high <= 1)):
+        return Annotation(_sampleable(masks), labels)
+    ignored = _is_ignored(masks, ignore_value)
+    _check_values(masks, ignored, i, ignore_value)
+    return Annotation(_sampleable(masks.masked_fill(ignored, 0)), labels, ignored)
+
+
+def _sampleable(masks: Tensor) -> Tensor:
+    """Masks in a dtype that `point_sample` takes, without loss of precision."""
+    if masks.dtype in (torch.bool, torch.uint8, torch.float32):
+        return masks
+    return masks.float() if masks.is_floating_point() else masks.to(torch.uint8)
+
+
+def _is_ignored(masks: Tensor, ignore_value: int) -> Tensor:
+    """Where masks have `ignore_value`, which torch would wrap around in a small integer dtype."""
+    if not masks.is_floating_point() and ignore_value > torch.iinfo(masks.dtype).max:
+        return torch.zeros_like(masks, dtype=torch.bool)
+    return masks == ignore_value
+
+
+def _check_shapes(masks: Tensor, labels: Tensor, i: int, size: tuple[int, int]) -> None:
+    counted = labels.dim() == 1 and (masks.dim() == 2 or len(masks) == len(labels))
+    if masks.dim() not in (2, 3) or masks.shape[-2:] != size or not counted:
+        raise ValueError(
+            f"mask_labels[{i}] has shape {tuple(masks.shape)} and class_labels[{i}] "
+            f"{tuple(labels.shape)}; expected (T, {size[0]}, {size[1]}), the size of "
+            f"pixel_values, or ({size[0]}, {size[1]}) for a label map, and (T,)."
+        )
+
+
+def _check_classes(labels: Tensor, i: int, num_labels: int, ignore_value: int) -> None:
+    known = ((labels >= 0) & (labels < num_labels)) | (labels == ignore_value)
     if not bool(known.all()):
         raise ValueError(
             f"class_labels[{i}] has labels from {int(labels.min())} to {int(labels.max())}, but "
-            f"the model knows 0 to {config.num_labels - 1}, and {config.ignore_value} to ignore."
+            f"the model knows 0 to {num_labels - 1}, and {ignore_value} to ignore."
         )
 
 
@@ -212,31 +246,23 @@ def _check_label_map(label_map: Tensor, count: int, i: int) -> None:
     if low < IGNORED or high >= count:
         raise ValueError(
             f"mask_labels[{i}] is a label map with values from {low} to {high}, but "
-            f"class_labels[{i}] has {count} entries; give the place of a pixel's annotation in "
-            f"class_labels, counted from 0, {VOID} where there is none, and {IGNORED} in pixels to "
+            f"class_labels[{i}] has {count} entries; give each pixel the index of its annotation "
+            f"in class_labels, from 0, {VOID} where there is none, and {IGNORED} in pixels to "
             "ignore."
         )
 
 
-def _is_ignored(masks: Tensor, config: Mask2FormerConfig) -> Tensor:
-    """Where masks have `ignore_value`, which torch would wrap around in a small integer dtype."""
-    if not masks.is_floating_point() and config.ignore_value > torch.iinfo(masks.dtype).max:
-        return torch.zeros_like(masks, dtype=torch.bool)
-    return masks == config.ignore_value
-
-
-def _check_values(masks: Tensor, i: int, config: Mask2FormerConfig) -> None:
-    if masks.dtype == torch.bool or (bool(masks.min() >= 0) and bool(masks.max() <= 1)):
-        return
+def _check_values(masks: Tensor, ignored: Tensor, i: int, ignore_value: int) -> None:
+    """Of masks with values below 0 or above 1."""
     own = (masks >= 0) & (masks <= 1)
     described = f"mask_labels[{i}] has values from {masks.min().item():g} to {masks.max().item():g}"
-    if not bool((own | _is_ignored(masks, config)).all()):
+    if not bool((own | ignored).all()):
         raise ValueError(
             f"{described}; give 0 and 1, for example masks > 0, and the configuration's "
-            f"ignore_value, {config.ignore_value}, in pixels to ignore."
+            f"ignore_value, {ignore_value}, in pixels to ignore."
         )
     if not bool((own & (masks > 0)).any()):  # masks of 0 and 255, more likely than no object at all
         raise ValueError(
-            f"{described} and no 1, but {config.ignore_value} is the configuration's ignore_value "
+            f"{described} and no 1, but {ignore_value} is the configuration's ignore_value "
             "and marks pixels to ignore; give 0 and 1, for example masks > 0."
         )

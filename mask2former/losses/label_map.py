@@ -1,4 +1,8 @@
-"""Masks of a label map, one integer for each pixel, sampled without ever being built."""
+"""Label maps: all annotated masks of an image that do not overlap, in one integer (H, W).
+
+The value of a pixel is the index of its annotation in the image's class labels, not a class. The
+masks (T, H, W) that it stands for are sampled without ever being built.
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -11,93 +10,14 @@ from torch.nn import functional as F
 
 from mask2former.configuration import Mask2FormerConfig
 from mask2former.losses.annotations import Annotation
-from mask2former_ops import ms_deform_attn, point_sample
+from mask2former_ops import point_sample
 
 # A pair whose cost is NaN or infinite must never attract; this is still far from overflow when the
 # solver adds up a whole column of it.
 REPELLENT_COST = 1e12
 
-# Mask logits that a processor computes at once, so that they stay in its cache.
-LOGITS = 1 << 18
-
-Matches = list[tuple[Tensor, Tensor]]
-
-
-def matching_costs(
-    class_logits: Tensor,
-    mask_embeddings: Tensor,
-    features: Tensor,
-    class_labels: Tensor,
-    label_points: Tensor,
-    weights: Tensor,
-    config: Mask2FormerConfig,
-) -> Tensor:
-    """Cost of giving each annotated mask to each query, for one or more predictions of an image.
-
-    Class cost is minus the probability of the label; mask costs are binary cross-entropy and dice
-    over sampled points, pairwise (equations 3 and 4 of the MaskFormer paper).
-
-    Args:
-        class_logits: (..., Q, num_labels + 1).
-        mask_embeddings: (..., Q, C).
-        features: mask features at the points, (P, C), whose products with the embeddings are the
-            mask logits.
-        class_labels: int64 (T,).
-        label_points: annotated masks at the points in [0, 1], (T, P).
-        weights: 1 where a point counts, 0 where it is ignored, (T or 1, P).
-
-    Returns:
-        (..., Q, T), finite.
-    """
-    cost_class = -class_logits.softmax(-1)[..., class_labels]
-    label_points = label_points * weights
-    # Summed over points: t * softplus(-x) + (1 - t) * softplus(x) = softplus(x) - t * x.
-    cross_entropy = -mask_embeddings @ (label_points @ features).T
-    overlap = total = 0
-    for logits, labels, counted in _at_some_points(
-        mask_embeddings, features, label_points, weights
-    ):
-        cross_entropy = cross_entropy + F.softplus(logits) @ counted.T
-        probabilities = logits.sigmoid()
-        overlap = overlap + probabilities @ labels.T
-        total = total + probabilities @ counted.T
-    cost_mask = cross_entropy / weights.sum(-1).clamp(min=1)
-    cost_dice = 1 - (2 * overlap + 1) / (total + label_points.sum(-1) + 1)
-    cost = (
-        config.class_weight * cost_class
-        + config.mask_weight * cost_mask
-        + config.dice_weight * cost_dice
-    )
-    return torch.nan_to_num(cost, REPELLENT_COST, REPELLENT_COST, REPELLENT_COST)
-
-
-def _at_some_points(
-    mask_embeddings: Tensor, features: Tensor, *of_points: Tensor
-) -> Iterator[tuple[Tensor, ...]]:
-    """Mask logits (..., Q, some) and what else is given for each point, (..., some).
-
-    So few points that the logits stay in a processor's cache; others work on more at once.
-    """
-    logits = LOGITS if features.device.type == "cpu" else 16 * LOGITS
-    step = max(64, logits // max(1, mask_embeddings[..., 0].numel()))
-    for start in range(0, len(features), step):
-        some = slice(start, start + step)
-        yield mask_embeddings @ features[some].T, *(x[:, some] for x in of_points)
-
-
-def sampled_features(features: Tensor, points: Tensor) -> Tensor:
-    """Mask features (C, H, W) at points (P, 2): (P, C).
-
-    A map whose channels lie side by side need not be turned to be sampled row by row: this is
-    deformable attention of one head to one sample of weight 1.
-    """
-    channels, height, width = features.shape
-    rows = features.permute(1, 2, 0)
-    if features.device.type != "cpu" or not rows.is_contiguous():
-        return point_sample(features[None], points[None])[0].T
-    shapes, start = torch.tensor([[height, width]]), torch.zeros(1, dtype=torch.int64)
-    locations, weights = points[None, :, None, None, None], points.new_ones(1, len(points), 1, 1, 1)
-    return ms_deform_attn(rows.reshape(1, -1, 1, channels), shapes, start, locations, weights)[0]
+# Of one image (queries, targets), int64 (L, M): for each of L predictions the M matched pairs.
+Pairs = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -107,12 +27,13 @@ def match(
     mask_features: Tensor,
     annotations: list[Annotation],
     config: Mask2FormerConfig,
-) -> list[Matches]:
+) -> list[Pairs]:
     """Match each prediction's queries to the annotated masks of each image.
 
     Masks are compared at `config.train_num_points` random points, which all queries, masks and
-    predictions of an image share; the full masks are never built. The costs of all predictions and
-    images reach the host in one transfer.
+    predictions of an image share. The full masks are never built: mask logits at a point are
+    products of the embeddings with the mask features there, and only those of one prediction of one
+    image exist at a time. All costs reach the host in one transfer.
 
     Args:
         class_logits: (L, N, Q, num_labels + 1) of L predictions.
@@ -121,37 +42,70 @@ def match(
         annotations: one per image, with T_i masks.
 
     Returns:
-        Per prediction and image (queries, targets), int64 on the host, min(Q, T_i) each.
+        Per image (queries, targets), int64 (L, min(Q, T_i)).
     """
-    layers, _, queries, _ = class_logits.shape
     costs = []
     for i, annotation in enumerate(annotations):
         points = torch.rand(
             1, config.train_num_points, 2, dtype=mask_features.dtype, device=mask_features.device
         )
-        features = sampled_features(mask_features[i], points[0])
-        label_points, weights = annotation.sample(points), annotation.weights(points)
-        costs.append(
-            matching_costs(
-                class_logits[:, i],
-                mask_embeddings[:, i].contiguous(),
-                features,
-                annotation.labels,
-                label_points,
-                weights,
-                config,
-            )
-        )
-    on_host = torch.cat([cost.flatten() for cost in costs]).cpu()
-    sizes = [layers * queries * len(annotation.labels) for annotation in annotations]
-    per_image = [
-        part.view(layers, queries, len(annotation.labels)).numpy()
-        for part, annotation in zip(on_host.split(sizes), annotations, strict=True)
-    ]
-    return [
-        [
-            tuple(torch.from_numpy(index) for index in linear_sum_assignment(cost[layer]))
-            for cost in per_image
-        ]
-        for layer in range(layers)
-    ]
+        features = point_sample(mask_features[i : i + 1], points)[0]
+        masks = annotation.labels, annotation.sample(points), annotation.weights(points)
+        predictions = zip(class_logits[:, i], mask_embeddings[:, i], strict=True)
+        cost = [matching_cost(scores, e @ features, *masks, config) for scores, e in predictions]
+        costs.append(torch.stack(cost))
+    counts = [len(annotation.labels) for annotation in annotations]
+    images = torch.cat(costs, -1).cpu().split(counts, -1)
+    return [assign(cost).to(mask_features.device).unbind() for cost in images]
+
+
+def assign(costs: Tensor) -> Tensor:
+    """Pairs (queries, targets) of least total cost, (2, L, M), of costs (L, Q, T) on the host."""
+    return torch.from_numpy(np.stack([linear_sum_assignment(cost) for cost in costs], 1))
+
+
+def matching_cost(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    class_labels: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    config: Mask2FormerConfig,
+) -> Tensor:
+    """Cost of giving each annotated mask to each query: the weighted sum of the three costs.
+
+    Args:
+        class_logits: (Q, num_labels + 1).
+        mask_logits: of the queries' masks at P points, (Q, P).
+        class_labels: int64 (T,).
+        targets: annotated masks at the points, from 0 to 1, (T, P).
+        weights: 1 where a point counts, 0 where it is ignored, (T or 1, P).
+
+    Returns:
+        (Q, T), finite.
+    """
+    cost = (
+        config.class_weight * class_cost(class_logits, class_labels)
+        + config.mask_weight * mask_cost(mask_logits, targets, weights)
+        + config.dice_weight * dice_cost(mask_logits, targets, weights)
+    )
+    return torch.nan_to_num(cost, REPELLENT_COST, REPELLENT_COST, REPELLENT_COST)
+
+
+def class_cost(class_logits: Tensor, class_labels: Tensor) -> Tensor:
+    """Minus the probability of the label (MaskFormer, equation 3)."""
+    return -class_logits.softmax(-1)[:, class_labels]
+
+
+def mask_cost(mask_logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Binary cross-entropy of all pairs, the mean over the points that count."""
+    # -t log(sigmoid(x)) - (1 - t) log(1 - sigmoid(x)) = softplus(x) - t x
+    total = F.softplus(mask_logits) @ weights.T - mask_logits @ (targets * weights).T
+    return total / weights.sum(-1).clamp(min=1)
+
+
+def dice_cost(mask_logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Dice loss of all pairs (Milletari et al. 2016), smoothed by 1, over the points that count."""
+    probabilities, targets = mask_logits.sigmoid(), targets * weights
+    overlap = probabilities @ targets.T
+    return 1 - (2 * overlap + 1) / (probabilities @ weights.T + targets.sum(-1) + 1)

@@ -1,7 +1,7 @@
 """Gradient checkpointing: less memory in training for about a third more time.
 
-A checkpointed layer keeps its inputs only; the backward pass runs it again for what is inside (Chen
-et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Gradients are the same.
+A checkpointed layer saves its inputs only; the backward pass runs it again for its activations
+(Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Gradients are the same.
 """
 
 from __future__ import annotations
@@ -19,34 +19,27 @@ from torch.utils.hooks import RemovableHandle
 CHECKPOINT_OPTIONS = {"use_reentrant": False, "preserve_rng_state": True}
 
 
-def recomputed(function: Callable, *inputs: Any) -> Any:
-    """`function(*inputs)`, whose insides are never kept: the backward pass computes them again.
-
-    For what is wide inside and cheap to compute, whether or not the layer around is checkpointed.
-    """
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False)
-
-
 class LayerStack(nn.Module):
-    """A part of the model that calls its layers by `run`; the flag says how that is done."""
+    """A part of the model that calls its layers by `run`; the flag turns checkpointing on."""
 
     gradient_checkpointing: bool = False
 
-    def run(self, layer: nn.Module, *inputs: Any) -> Any:
+    def run(self, layer: Callable, *inputs: Any) -> Any:
         """`layer(*inputs)`, checkpointed if the flag is set and gradients are recorded."""
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return layer(*inputs)
 
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-            return nullcontext(), _frozen_statistics(layer)
+            return nullcontext(), _frozen_statistics(self)
 
         return checkpoint(layer, *inputs, context_fn=contexts, **CHECKPOINT_OPTIONS)
 
 
 class GradientCheckpointing:
-    """The switch of both models, for all of their parts that have the flag."""
+    """The switch of both models, for all of their parts that have the flag.
+
+    Nothing is checkpointed unless it is on.
+    """
 
     supports_gradient_checkpointing = True
 
@@ -56,17 +49,17 @@ class GradientCheckpointing:
         """From now on backbone, pixel decoder and transformer decoder checkpoint their layers.
 
         Args:
-            gradient_checkpointing_kwargs: what transformers' Trainer passes on. It can only say
-                what is so anyway: {"use_reentrant": False, "preserve_rng_state": True}.
+            gradient_checkpointing_kwargs: what transformers' Trainer passes on; None or any of
+                {"use_reentrant": False, "preserve_rng_state": True}, which always apply.
 
         Raises:
-            ValueError: it says anything else.
+            ValueError: another option or value.
         """
         for name, value in (gradient_checkpointing_kwargs or {}).items():
             if name not in CHECKPOINT_OPTIONS or value is not CHECKPOINT_OPTIONS[name]:
                 raise ValueError(
-                    f"Gradient checkpointing with {name}={value!r} is not to be had here; leave it "
-                    f"out, it works with {CHECKPOINT_OPTIONS}."
+                    f"Gradient checkpointing with {name}={value!r} is not supported; leave it out, "
+                    f"the options are always {CHECKPOINT_OPTIONS}."
                 )
         self._set_gradient_checkpointing(True)
 
@@ -79,17 +72,17 @@ class GradientCheckpointing:
         """`gradient_checkpointing_enable` by the name that newer versions of transformers call.
 
         Raises:
-            ValueError: an argument says anything but what is so anyway.
+            ValueError: an argument differs from what `gradient_checkpointing_enable` does.
         """
         if every_n_layers != 1 or offload:
             raise ValueError(
                 f"Gradient checkpointing with every_n_layers={every_n_layers!r} and "
-                f"offload={offload!r} is not to be had here; leave both out."
+                f"offload={offload!r} is not supported; leave both out."
             )
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
-        """From now on all activations are kept for the backward pass."""
+        """From now on all activations are saved for the backward pass."""
         self._set_gradient_checkpointing(False)
 
     activation_checkpointing_disable = gradient_checkpointing_disable
@@ -109,16 +102,16 @@ class GradientCheckpointing:
 
 
 def count_batches_once(network: nn.Module) -> list[RemovableHandle]:
-    """Hooks for a network whose checkpointing is not ours: its batch norms count no batch again.
+    """Hooks for a network with another library's checkpointing: batch norms count a batch once.
 
-    Without them every batch that goes through a checkpointed layer enters the running statistics
-    twice, in the forward pass and when the layer runs again in the backward pass.
+    Without them a batch enters the running statistics twice: in the forward pass, and when a
+    checkpointed layer runs again in the backward pass.
     """
     handles = []
     for norm in _batch_norms(network):
         once = _CountingOnce()
         handles.append(norm.register_forward_pre_hook(once.before))
-        # The second run of a layer ends, by an exception, as soon as it has what is needed.
+        # The second run ends by an exception, as soon as all activations are there.
         handles.append(norm.register_forward_hook(once.after, always_call=True))
     return handles
 
@@ -130,6 +123,8 @@ class _CountingOnce:
         self.frozen = ExitStack()
 
     def before(self, norm: nn.Module, _: Any) -> None:
+        # The private name is the only way to tell the second run from the first: torch has no
+        # public one, and the other library calls `checkpoint` without our contexts.
         if torch._C._current_graph_task_id() != -1:  # within a backward pass
             self.frozen.enter_context(_frozen_statistics(norm))
 
@@ -144,14 +139,14 @@ def _batch_norms(network: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
-    """Within it batch norms of `layer` see their batch, but do not count it a second time."""
+    """Within it batch norms of `layer` normalise by their batch, but do not count it again."""
     norms = _batch_norms(layer)
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
         norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
+        for norm, (momentum, count) in zip(norms, saved, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count

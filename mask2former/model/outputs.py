@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree
+from torch.export import register_dataclass
 
 
 class ModelOutput(Mapping):
@@ -118,6 +118,6 @@ class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
     loss_dict: dict[str, Tensor] | None = field(default=None, metadata={"in_tuple": False})
 
 
-# torch's wrappers look for the tensors of an output in what is registered as a tree.
+# Without it DistributedDataParallel and torch.export do not find the tensors of an output.
 for _output in (Mask2FormerModelOutput, Mask2FormerForUniversalSegmentationOutput):
-    _pytree.register_dataclass(_output)
+    register_dataclass(_output)

@@ -5,7 +5,7 @@ canvas is image. With one, every layer sees what it would see of the image alone
 image where a convolution pads with zeros, the last row and column again where a resize repeats
 them, and statistics of the image only. So an image gives the same result in any batch.
 
-A cell of a feature map belongs to the image if its top left pixel does.
+A position of a feature map belongs to the image if its top left pixel does.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def cell_mask(pixel_mask: Tensor, height: int, width: int) -> Tensor:
+def mask_at(pixel_mask: Tensor, height: int, width: int) -> Tensor:
     """The pixel mask at the resolution of a feature map: bool (N, H, W) -> (N, height, width).
 
-    The canvas must be whole cells; see `whole_cells`.
+    H and W must be multiples of the map's stride; see `pad_to_multiple`.
     """
     return pixel_mask[:, :: pixel_mask.shape[1] // height, :: pixel_mask.shape[2] // width]
+
+
+def valid_sizes(valid: Tensor) -> Tensor:
+    """Height and width of each image, int64 (N, 2), of a mask bool (N, H, W)."""
+    return torch.stack((valid.any(2).sum(1), valid.any(1).sum(1)), 1)
 
 
 def checked_mask(pixel_mask: Tensor | None) -> Tensor | None:
@@ -44,26 +49,26 @@ def checked_mask(pixel_mask: Tensor | None) -> Tensor | None:
     return mask
 
 
-def whole_cells(x: Tensor, multiple: int, value: int = 0) -> Tensor:
-    """Pixels, masks or labels (..., H, W) with `value` at the bottom and right up to a multiple."""
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pixels or their mask (..., H, W) with zeros at the bottom and right up to a multiple."""
     height, width = x.shape[-2:]
-    return F.pad(x, (0, -width % multiple, 0, -height % multiple), value=value)
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
 
 
-def without_padding(x: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """(N, C, H, W) with zeros in the cells that are padding."""
+def mask_padding(x: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """(N, C, H, W) with zeros in the padding."""
     if pixel_mask is None:
         return x
-    return x.masked_fill(~cell_mask(pixel_mask, *x.shape[-2:])[:, None], 0.0)
+    return x.masked_fill(~mask_at(pixel_mask, *x.shape[-2:])[:, None], 0.0)
 
 
-def with_repeated_edges(x: Tensor, pixel_mask: Tensor | None) -> Tensor:
+def replicate_edges(x: Tensor, pixel_mask: Tensor | None) -> Tensor:
     """(N, C, H, W) with the last row and column of each image repeated into its padding."""
     if pixel_mask is None:
         return x
-    mask = cell_mask(pixel_mask, *x.shape[-2:])
-    for dim, extent in ((2, mask.any(2).sum(1)), (3, mask.any(1).sum(1))):
-        index = torch.arange(x.shape[dim], device=x.device)[None].minimum(extent[:, None] - 1)
+    sizes = valid_sizes(mask_at(pixel_mask, *x.shape[-2:]))
+    for dim, length in zip((2, 3), sizes.unbind(1), strict=True):
+        index = torch.arange(x.shape[dim], device=x.device)[None].minimum(length[:, None] - 1)
         shape = [x.shape[0], 1, 1, 1]
         shape[dim] = -1
         x = x.gather(dim, index.view(shape).expand_as(x))
@@ -76,7 +81,7 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, pixel_mask: Tensor | None) -> Tens
         return norm(x)
     # In half precision the sums over a map would overflow.
     dtype = torch.promote_types(x.dtype, torch.float32)
-    mask = cell_mask(pixel_mask, *x.shape[-2:])[:, None, None].to(dtype)
+    mask = mask_at(pixel_mask, *x.shape[-2:])[:, None, None].to(dtype)
     groups = x.to(dtype).unflatten(1, (norm.num_groups, -1))
     count = mask.sum((2, 3, 4), keepdim=True) * groups.shape[2]
     mean = (groups * mask).sum((2, 3, 4), keepdim=True) / count
@@ -84,10 +89,10 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, pixel_mask: Tensor | None) -> Tens
     variance = centred.square().sum((2, 3, 4), keepdim=True) / count
     normal = (centred * torch.rsqrt(variance + norm.eps)).flatten(1, 2)
     affine = normal * norm.weight[:, None, None] + norm.bias[:, None, None]
-    return without_padding(affine.to(x.dtype), pixel_mask)
+    return mask_padding(affine.to(x.dtype), pixel_mask)
 
 
 def resize(x: Tensor, size: tuple[int, int], pixel_mask: Tensor | None) -> Tensor:
     """Bilinear resize of (N, C, H, W) in which the padding is never seen."""
-    x = with_repeated_edges(x, pixel_mask)
+    x = replicate_edges(x, pixel_mask)
     return F.interpolate(x, size, mode="bilinear", align_corners=False)

@@ -3,7 +3,6 @@ feature map (Cheng et al. 2022, section 3.2.1 and appendix)."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import NamedTuple
 
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask2former.configuration import NUM_LEVELS, NUM_POINTS, Mask2FormerConfig
-from mask2former.model.feed_forward import feed_forward
-from mask2former.model.gradient_checkpointing import LayerStack, recomputed
-from mask2former.model.in_parts import goes_in_parts
-from mask2former.model.padding import cell_mask, group_norm, resize, without_padding
+from mask2former.model.gradient_checkpointing import LayerStack
+from mask2former.model.padding import group_norm, mask_at, mask_padding, resize, valid_sizes
 from mask2former.model.position import sine_position_embedding
 from mask2former.model.precision import full_precision
 from mask2former_ops.modules import MSDeformAttn
@@ -62,17 +59,12 @@ class EncoderLayer(nn.Module):
         attended = self.self_attn(
             x + position, reference_points, x, spatial_shapes, level_start_index, padding
         )
-        x = feed_forward(
-            x + self.dropout(attended),
-            self.self_attn_norm,
-            self.fc1,
-            F.relu,
-            self.fc2,
-            normed_residual=True,
-            inner_dropout=self.dropout,
-            dropout=self.dropout,
-        )
-        return self.final_norm(x)
+        x = self.self_attn_norm(x + self.dropout(attended))
+        return self.final_norm(x + self.dropout(self.mlp(x)))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Two linear layers with a ReLU between them, on each position."""
+        return self.fc2(self.dropout(F.relu(self.fc1(x))))
 
 
 def reference_points(valid: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -84,17 +76,17 @@ def reference_points(valid: list[Tensor], dtype: torch.dtype) -> Tensor:
     Returns:
         (N, S, levels, 2) as (x, y), in fractions of the padded level.
     """
-    extents = [torch.stack((v[:, 0].sum(1), v[:, :, 0].sum(1)), -1).to(dtype) for v in valid]
+    sizes = [valid_sizes(mask).flip(1).to(dtype) for mask in valid]  # (width, height)
     centres = []
-    for mask, extent in zip(valid, extents, strict=True):
+    for mask, size in zip(valid, sizes, strict=True):
         _, height, width = mask.shape
         y, x = torch.meshgrid(
             torch.arange(height, dtype=dtype, device=mask.device) + 0.5,
             torch.arange(width, dtype=dtype, device=mask.device) + 0.5,
             indexing="ij",
         )
-        centres.append(torch.stack((x, y), dim=-1).view(1, -1, 2) / extent[:, None])
-    ratios = [e / e.new_tensor(v.shape[:0:-1]) for v, e in zip(valid, extents, strict=True)]
+        centres.append(torch.stack((x, y), dim=-1).view(1, -1, 2) / size[:, None])
+    ratios = [s / s.new_tensor(v.shape[:0:-1]) for v, s in zip(valid, sizes, strict=True)]
     return torch.cat(centres, dim=1)[:, :, None] * torch.stack(ratios, dim=1)[:, None]
 
 
@@ -109,12 +101,6 @@ def _apply(layers: nn.Sequential, x: Tensor, pixel_mask: Tensor | None) -> Tenso
     """Convolution and group norm of the image alone; `x` is zero in the padding."""
     convolution, norm = layers
     return group_norm(convolution(x), norm, pixel_mask)
-
-
-def _merge(lateral: nn.Sequential, fine: Tensor, coarse: Tensor, mask: Tensor | None) -> Tensor:
-    """The FPN's sum of a backbone map and the next coarser level."""
-    x = _apply(lateral, fine, mask)
-    return without_padding(x + resize(coarse, x.shape[-2:], mask), mask)
 
 
 class PixelDecoder(LayerStack):
@@ -158,15 +144,18 @@ class PixelDecoder(LayerStack):
         self._initialise()
 
     def _initialise(self) -> None:
+        """As in the paper's code; deformable attention initialises itself."""
         nn.init.normal_(self.level_embed)
         for layer in self.layers:
             nn.init.xavier_uniform_(layer.fc1.weight)
             nn.init.xavier_uniform_(layer.fc2.weight)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, a=1)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        for convolution, _ in self.input_projections:
+            nn.init.xavier_uniform_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+        for convolution, _ in (*self.lateral_convs, *self.output_convs):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
+        nn.init.kaiming_uniform_(self.mask_projection.weight, a=1)
+        nn.init.zeros_(self.mask_projection.bias)
 
     def forward(self, features: list[Tensor], pixel_mask: Tensor | None) -> PixelDecoderOutput:
         """`features` finest first; `pixel_mask` bool (N, H, W), True where there is image.
@@ -177,37 +166,20 @@ class PixelDecoder(LayerStack):
             return self._decode([x.to(self.level_embed.dtype) for x in features], pixel_mask)
 
     def _decode(self, features: list[Tensor], pixel_mask: Tensor | None) -> PixelDecoderOutput:
+        levels, valid = self._encode(features, pixel_mask)
+        return PixelDecoderOutput(
+            levels, valid, self._climb(levels[-1], features, pixel_mask), pixel_mask
+        )
+
+    def _encode(
+        self, features: list[Tensor], pixel_mask: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Deformable self-attention over the coarsest maps at once; also each level's mask."""
         coarse = features[-NUM_LEVELS:][::-1]
         levels = [
             _apply(projection, x, pixel_mask)
             for projection, x in zip(self.input_projections, coarse, strict=True)
         ]
-        levels, valid = self._encode(levels, pixel_mask)
-        # One image at a time on a processor, whose allocator asks the system anew for all that is
-        # larger than 32 MiB.
-        pairs = *self.lateral_convs, *self.output_convs, [self.mask_projection]
-        in_parts = goes_in_parts(features[0], [layer for pair in pairs for layer in pair])
-        size = 1 if in_parts else len(features[0])
-        parts = zip(*(x.split(size) for x in (levels[-1], *features)), strict=True)
-        masks = itertools.repeat(None) if pixel_mask is None else pixel_mask.split(size)
-        mask_features = [
-            self._climb(finest, fine, mask)
-            for (finest, *fine), mask in zip(parts, masks, strict=False)
-        ]
-        return PixelDecoderOutput(levels, valid, torch.cat(mask_features), pixel_mask)
-
-    def _climb(self, finest: Tensor, features: list[Tensor], pixel_mask: Tensor | None) -> Tensor:
-        """From the finest level to the mask features, by an FPN over the finer feature maps."""
-        for index in reversed(range(self.num_fpn_levels)):
-            convolution = self.lateral_convs[index]
-            merged = recomputed(_merge, convolution, features[index], finest, pixel_mask)
-            finest = _apply(self.output_convs[index], merged, pixel_mask).relu_()
-        return self.mask_projection(finest)
-
-    def _encode(
-        self, levels: list[Tensor], pixel_mask: Tensor | None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Deformable self-attention over all levels at once; also each level's mask."""
         dtype, device = levels[0].dtype, levels[0].device
         shapes = [tuple(x.shape[-2:]) for x in levels]
         sizes = [height * width for height, width in shapes]
@@ -216,7 +188,7 @@ class PixelDecoder(LayerStack):
                 torch.ones(len(x), *x.shape[-2:], dtype=torch.bool, device=device) for x in levels
             ]
         else:
-            valid = [cell_mask(pixel_mask, height, width) for height, width in shapes]
+            valid = [mask_at(pixel_mask, height, width) for height, width in shapes]
         spatial_shapes = torch.tensor(shapes, device=device)
         level_start_index = spatial_shapes.prod(1).cumsum(0) - spatial_shapes.prod(1)
         positions = [
@@ -228,7 +200,7 @@ class PixelDecoder(LayerStack):
         padding = None
         if pixel_mask is not None:
             padding = ~torch.cat([mask.flatten(1) for mask in valid], dim=1)
-        # Half precision is half a cell coarse at 128 cells, and the layer's locations follow these.
+        # float16 cannot tell positions half a pixel apart beyond 128; sampling needs better.
         points = reference_points(valid, torch.promote_types(dtype, torch.float32))
         for layer in self.layers:
             x = self.run(layer, x, position, points, spatial_shapes, level_start_index, padding)
@@ -237,3 +209,23 @@ class PixelDecoder(LayerStack):
             for part, shape in zip(x.split(sizes, dim=1), shapes, strict=True)
         ]
         return levels, valid
+
+    def _climb(self, x: Tensor, features: list[Tensor], pixel_mask: Tensor | None) -> Tensor:
+        """Mask features from the finest level, by an FPN over the finer feature maps."""
+        for index in reversed(range(self.num_fpn_levels)):
+            convolutions = self.lateral_convs[index], self.output_convs[index]
+            x = self.run(_fpn_level, *convolutions, x, features[index], pixel_mask)
+        return self.mask_projection(x)
+
+
+def _fpn_level(
+    lateral: nn.Sequential,
+    output: nn.Sequential,
+    coarse: Tensor,
+    fine: Tensor,
+    pixel_mask: Tensor | None,
+) -> Tensor:
+    """One step of an FPN: a backbone map joins the next coarser level."""
+    x = _apply(lateral, fine, pixel_mask)
+    x = mask_padding(x + resize(coarse, x.shape[-2:], pixel_mask), pixel_mask)
+    return _apply(output, x, pixel_mask).relu()

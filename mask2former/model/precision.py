@@ -1,4 +1,4 @@
-"""Islands of full precision in the sea of autocast."""
+"""Full precision within autocast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """A context without autocast; nothing at all where there is none, as on the meta device."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
+    """A context without autocast; does nothing on a device that has none, such as meta."""
+    kind = device.type  # the name by which torch.autocast knows a device; nothing depends on it
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
     return nullcontext()

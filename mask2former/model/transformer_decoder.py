@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mask2former.configuration import NUM_LEVELS, Mask2FormerConfig
 from mask2former.configuration.activations import ACTIVATIONS
-from mask2former.model.gradient_checkpointing import LayerStack, recomputed
+from mask2former.model.gradient_checkpointing import LayerStack
 from mask2former.model.padding import resize
 from mask2former.model.pixel_decoder import PixelDecoderOutput
 from mask2former.model.position import sine_position_embedding
@@ -95,7 +95,8 @@ class DecoderLayer(nn.Module):
             return x + self.dropout(branch(norm(x)))
         return norm(x + self.dropout(branch(x)))
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
+    def mlp(self, x: Tensor) -> Tensor:
+        """Two linear layers with the activation between them, on each query."""
         return self.fc2(self.dropout(self.activation(self.fc1(x))))
 
     def forward(
@@ -103,33 +104,37 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         query_position: Tensor,
         memory: Tensor,
-        placed_memory: Tensor,
+        memory_with_position: Tensor,
         allowed: Tensor,
         output_attentions: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """One step of the queries `x` (N, Q, C) over `memory` (N, S, C), whose keys are of
-        `placed_memory`, the same with its position.
+        """One step of the queries.
 
-        Returns the queries and, if asked for, the self-attention probabilities.
+        Args:
+            x, query_position: (N, Q, C).
+            memory: values of the cross-attention, (N, S, C).
+            memory_with_position: its keys, (N, S, C).
+            allowed: bool (N, 1, Q, S), True to attend.
+            output_attentions: also return the self-attention probabilities.
+
+        Returns:
+            the queries (N, Q, C), and the probabilities (N, heads, Q, Q) or None.
         """
         weights = None
 
-        def cross(y: Tensor) -> Tensor:
-            inputs = y + query_position, placed_memory, memory, allowed
-            if y.device.type == "cpu":  # where memory is cheaper than time
-                return self.cross_attn(*inputs)
-            return recomputed(self.cross_attn, *inputs)
+        def cross_attention(y: Tensor) -> Tensor:
+            return self.cross_attn(y + query_position, memory_with_position, memory, allowed)
 
-        def among(y: Tensor) -> Tensor:
+        def self_attention(y: Tensor) -> Tensor:
             nonlocal weights
-            placed = y + query_position
+            with_position = y + query_position
             if output_attentions:
-                weights = self.self_attn.weights(placed, placed)
-            return self.self_attn(placed, placed, y)
+                weights = self.self_attn.weights(with_position, with_position)
+            return self.self_attn(with_position, with_position, y)
 
-        x = self._residual(x, self.cross_attn_norm, cross)
-        x = self._residual(x, self.self_attn_norm, among)
-        return self._residual(x, self.final_norm, self._feed_forward), weights
+        x = self._residual(x, self.cross_attn_norm, cross_attention)
+        x = self._residual(x, self.self_attn_norm, self_attention)
+        return self._residual(x, self.final_norm, self.mlp), weights
 
 
 class TransformerDecoder(LayerStack):
@@ -156,21 +161,23 @@ class TransformerDecoder(LayerStack):
         self.mask_embedder = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
         self._initialise(config.init_xavier_std)
 
+    @torch.no_grad()
     def _initialise(self, gain: float) -> None:
-        # Embeddings keep their standard normal, and the mask head nn.Linear's default, as in the
-        # paper's code, whatever transformers' versions made of it.
+        """As in the paper's code, times `gain`: embeddings keep their standard normal, and the mask
+        head nn.Linear's default."""
         for parameter in self.layers.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter, gain=gain)
         for attention in (m for m in self.layers.modules() if isinstance(m, Attention)):
             for projection in (attention.query, attention.key, attention.value):
-                # There these three are one matrix, with the wider fan of three.
+                # In nn.MultiheadAttention they are one matrix, whose fan is twice as wide.
                 nn.init.xavier_uniform_(projection.weight, gain=gain * math.sqrt(0.5))
                 nn.init.zeros_(projection.bias)
             nn.init.zeros_(attention.output.bias)
         for projection in self.input_projections:
             if isinstance(projection, nn.Conv2d):
-                nn.init.xavier_uniform_(projection.weight, gain=gain)
+                nn.init.kaiming_uniform_(projection.weight, a=1)
+                projection.weight.mul_(gain)
                 nn.init.zeros_(projection.bias)
 
     def embed_masks(self, states: Tensor) -> Tensor:
@@ -192,13 +199,13 @@ class TransformerDecoder(LayerStack):
                 self.input_projections, pixels.levels, self.level_embed.weight, strict=True
             )
         ]
-        placed = [
+        memories_with_position = [
             x + sine_position_embedding(valid, x.shape[-1], dtype).flatten(2).transpose(1, 2)
             for x, valid in zip(memories, pixels.valid, strict=True)
         ]
-        # Resizing is linear, so the mask at a level's size comes from features shrunk once.
+        # Resizing is linear, so the mask at a level's size comes from features resized once.
         features = pixels.mask_features.detach()
-        shrunk = [resize(features, x.shape[-2:], pixels.pixel_mask) for x in pixels.levels]
+        resized = [resize(features, x.shape[-2:], pixels.pixel_mask) for x in pixels.levels]
         n = pixels.mask_features.shape[0]
         x = self.query_features.weight.expand(n, -1, -1)
         query_position = self.query_position.weight.expand(n, -1, -1)
@@ -208,13 +215,13 @@ class TransformerDecoder(LayerStack):
             if output_hidden_states:
                 out.hidden_states.append(x)
             level = index % NUM_LEVELS
-            allowed = attention_mask(out.mask_embeddings[-1], shrunk[level], pixels.valid[level])
+            allowed = attention_mask(out.mask_embeddings[-1], resized[level], pixels.valid[level])
             x, weights = self.run(
                 layer,
                 x,
                 query_position,
                 memories[level],
-                placed[level],
+                memories_with_position[level],
                 allowed,
                 output_attentions,
             )

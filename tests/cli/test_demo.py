@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.cli import inference, main
+from mask2former.cli import main
+from mask2former.predictor import Predictor
 from mask2former.scenes.scene import HELD_OUT_SEEDS, render_scene
 
 
@@ -39,13 +40,13 @@ def panoptic_quality_by_hand(found, scene) -> float:
 
 def test_the_scene_is_shown_and_its_panoptic_quality_printed(tmp_path, capsys, monkeypatch):
     results = []
-    segment_image = inference.segment_image
+    call = Predictor.__call__
 
-    def spy(*args, **kwargs):
-        results.append(segment_image(*args, **kwargs))
+    def spy(*arguments):
+        results.append(call(*arguments))
         return results[-1]
 
-    monkeypatch.setattr(inference, "segment_image", spy)
+    monkeypatch.setattr(Predictor, "__call__", spy)
     assert demo(tmp_path / "new" / "demo.png", "--seed", "11") == 0
 
     printed = re.fullmatch(r"seed 11: PQ ([01]\.\d{3}); .* in (.*)\n", capsys.readouterr().out)
@@ -88,7 +89,7 @@ def test_a_negative_seed_is_wrong_usage(tmp_path, capsys):
 
 
 def test_the_picture_in_the_readme_is_the_one_the_command_makes(tmp_path):
-    """But for what another processor or PyTorch rounds differently along a contour."""
+    """But for what another CPU or PyTorch rounds differently along a contour."""
     root = Path(__file__).parents[2]
     seed = re.search(r"mask2former demo --seed (\d+)", (root / "README.md").read_text())[1]
     assert demo(tmp_path / "demo.png", "--seed", seed) == 0

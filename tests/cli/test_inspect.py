@@ -115,7 +115,7 @@ def test_what_is_no_data_set_is_one_sentence(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong", ["--samples=-1", "--workers=-1"])
-def test_wrong_usage(tmp_path, capsys, wrong):
+def test_numbers_below_0_are_wrong_usage(tmp_path, capsys, wrong):
     with pytest.raises(SystemExit, match="2"):
         inspect(tmp_path, wrong)
     assert wrong.partition("=")[0] in capsys.readouterr().err

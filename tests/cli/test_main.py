@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mask2former import __version__
-from mask2former.cli import inference, main
+from mask2former.cli import main
 
 
 def test_help_names_every_command_and_does_not_load_torch():
@@ -43,9 +43,9 @@ def test_a_wrong_command_line_is_one_line_and_status_2(capsys, argv):
 
 
 def test_an_interrupt_ends_with_status_130(monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inference, "load_model", interrupted)
+    monkeypatch.setattr("mask2former.cli.demo.load_predictor", interrupted)
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "mask2former: interrupted\n"

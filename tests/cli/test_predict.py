@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mask2former.cli import inference, main
-from mask2former.cli.predict import TASKS
+from mask2former.cli import main
+from mask2former.cli.options import TASKS
+from mask2former.predictor import Predictor
 
-EVERYTHING = ["--threshold", "0", "--overlap-threshold", "0"]  # a random model is never sure
+EVERYTHING = ["--threshold", "0", "--overlap-threshold", "0"]  # scores of random weights are low
 
 
 @pytest.fixture
@@ -92,17 +93,14 @@ def test_class_logits_equal_those_of_transformers_on_the_same_pixels(tmp_path, m
     Image.fromarray(data.coffee()).save(tmp_path / "coffee.png")
 
     seen = []
-    run_model = inference.run_model
+    forward = Predictor.forward
 
-    def spy(model, processor, image):
-        model.register_forward_pre_hook(
-            lambda _, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
-        )
-        outputs = run_model(model, processor, image)
-        seen.append(outputs.class_queries_logits)
-        return outputs
+    def spy(predictor, inputs, size):
+        logits = forward(predictor, inputs, size)
+        seen.extend([inputs.pixel_values, logits.class_queries_logits])
+        return logits
 
-    monkeypatch.setattr(inference, "run_model", spy)
+    monkeypatch.setattr(Predictor, "forward", spy)
     arguments = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
     assert main(["predict", str(tmp_path / "coffee.png"), *arguments, "--device", "cpu"]) == 0
 
@@ -224,7 +222,7 @@ def test_wrong_usage_is_one_line_and_status_2(predict, picture, tmp_path, capsys
     assert word in complaint
 
 
-def spoil_config(folder, **changes):
+def change_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -234,15 +232,15 @@ def without_config(folder):
 
 
 def unknown_backbone(folder):
-    spoil_config(folder, backbone_config={"model_type": "hourglass"})
+    change_config(folder, backbone_config={"model_type": "hourglass"})
 
 
 def missing_keys(folder):
-    spoil_config(folder, encoder_layers=2)
+    change_config(folder, encoder_layers=2)
 
 
 def foreign_keys(folder):
-    spoil_config(folder, decoder_layers=1)
+    change_config(folder, decoder_layers=1)
 
 
 def truncated_weights(folder):
@@ -280,7 +278,7 @@ def test_a_bad_output_folder_is_named_before_any_work(
     picture.save(tmp_path / "view.png")
     if out == "/proc/self" and not Path(out).is_dir():
         pytest.skip("this system has no folder that nobody can write to")
-    monkeypatch.setattr(inference, "load_model", None)
+    monkeypatch.setattr("mask2former.cli.predict.load_predictor", None)
     assert predict(tmp_path / "view.png", "--out", tmp_path / out) == 1
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1
@@ -299,8 +297,9 @@ def test_a_result_that_cannot_be_written_fails_that_image_only(predict, picture,
     assert names(tmp_path / "out") == expected  # nothing temporary is left
 
 
-def test_the_task_is_read_from_the_model_name(predict, tiny_model, picture, tmp_path):
-    folder = shutil.copytree(tiny_model, tmp_path / "mask2former-tiny-semantic")
+def test_the_task_is_read_from_the_models_configuration(predict, tiny_model, picture, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    change_config(folder, task="semantic")
     picture.save(tmp_path / "view.png")
     assert predict(tmp_path / "view.png", "--model", folder) == 0
     assert json.loads((tmp_path / "out" / "view.json").read_text())["task"] == "semantic"
@@ -310,7 +309,7 @@ def test_an_unexpected_error_keeps_its_traceback(predict, picture, tmp_path, mon
     def broken(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(inference, "segment_image", broken)
+    monkeypatch.setattr(Predictor, "__call__", broken)
     picture.save(tmp_path / "view.png")
     with pytest.raises(RuntimeError, match="a bug"):
         predict(tmp_path / "view.png")

@@ -75,6 +75,8 @@ def test_every_documented_parameter_survives_a_round_trip(tmp_path):
         "use_auxiliary_loss": False,
         "feature_strides": [8, 16, 32],
         "output_auxiliary_logits": True,
+        "task": "instance",
+        "thing_label_ids": [1],
     }
     default = Mask2FormerConfig()
     assert all(getattr(default, name) != value for name, value in changed.items())
@@ -109,6 +111,35 @@ def test_labels_may_be_assigned_later_and_survive_saving(tmp_path):
     assert Mask2FormerConfig.from_pretrained(tmp_path).id2label == config.id2label
 
 
+def test_other_labels_are_no_things_of_before():
+    config = Mask2FormerConfig(num_labels=5, thing_label_ids=(4, 0, 4))
+    assert config.thing_label_ids == [0, 4]
+    config.num_labels = 2
+    assert config.thing_label_ids is None
+
+
+def test_transformers_keeps_the_task_and_the_things(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = Mask2FormerConfig(SwinConfig(), num_labels=3, task="semantic", thing_label_ids=[0, 2])
+    config.save_pretrained(tmp_path / "ours")
+    theirs = transformers.Mask2FormerConfig.from_pretrained(tmp_path / "ours")
+    assert (theirs.task, theirs.thing_label_ids) == ("semantic", [0, 2])
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = Mask2FormerConfig.from_pretrained(tmp_path / "theirs")
+    assert (again.task, again.thing_label_ids) == ("semantic", [0, 2])
+
+
+def test_published_files_say_neither_task_nor_things():
+    config = Mask2FormerConfig.from_dict({"label2id": {"cat": 0, "sky": 1, "sea": 2}})
+    assert config.task is config.thing_label_ids is None
+
+
+def test_the_labels_of_a_file_are_those_that_its_things_name():
+    values = {"label2id": {"cat": 0, "sky": 1, "dog": 2}, "thing_label_ids": [0, 2]}
+    assert Mask2FormerConfig.from_dict(values).thing_label_ids == [0, 2]
+    assert Mask2FormerConfig.from_dict({"num_labels": 4, "thing_label_ids": [3]}).num_labels == 4
+
+
 def test_num_labels_of_a_file_without_names_counts():
     assert Mask2FormerConfig.from_dict({"num_labels": 4}).num_labels == 4
 
@@ -138,6 +169,11 @@ def test_the_dtype_of_the_files_weights_is_not_carried_over():
         ({"id2label": [1, 2]}, "id2label is .*; it must be a dict"),
         ({"backbone_config": "swin"}, "backbone_config is 'swin'; it must be a dict"),
         ({"num_labels": 0}, "num_labels is 0"),
+        ({"task": "caption"}, "task is 'caption'; it must be one of .*'semantic'"),
+        ({"task": ["semantic"]}, r"task is \['semantic'\]"),
+        ({"thing_label_ids": [0, 2]}, r"thing_label_ids is \[0, 2\]; .* which are 0 to 1"),
+        ({"thing_label_ids": 1}, "thing_label_ids is 1; it must be a list of labels"),
+        ({"thing_label_ids": ["0"]}, r"thing_label_ids is \['0'\]"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named(tmp_path, change, message):

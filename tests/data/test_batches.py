@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former import Mask2FormerImageProcessor
 from mask2former.data.augmentation import Augmentation, coco_lsj, few_images, semantic_crop
@@ -16,11 +17,12 @@ from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.data.scene_dataset import SceneDataset
 from mask2former.images.read import read_tensor
 from mask2former.io.errors import DataError
-from mask2former.losses.annotations import IGNORED, VOID
-from tests.reference import tiny_model
+from mask2former.losses.annotations import VOID
+from tests.reference import same_points, tiny_model
 
 PROCESSOR = Mask2FormerImageProcessor(size={"height": 32, "width": 48}, image_std=[0.2, 0.3, 0.4])
 SCENES = SceneDataset(range(5), 32)
+CLASSES = len(SCENES.id2label)
 
 
 class FileDataset(SegmentationDataset):
@@ -66,11 +68,20 @@ def assert_same(batch, other):
     for key, value in batch.items():
         if key == "names":
             assert value == other[key]
-        elif isinstance(value, torch.Tensor):
-            assert torch.equal(value, other[key])
+        elif key == "annotations":
+            assert_same_annotations(value, other[key])
         else:
-            assert len(value) == len(other[key])
-            assert all(torch.equal(*pair) for pair in zip(value, other[key], strict=True))
+            assert torch.equal(value, other[key])
+
+
+def assert_same_annotations(some, others):
+    for one, other in zip(some, others, strict=True):
+        assert (one.ignored is None, one.ids is None) == (other.ignored is None, other.ids is None)
+        for name, value in vars(one).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, getattr(other, name))
+            else:
+                assert value == getattr(other, name)
 
 
 def test_a_batch_has_what_the_model_takes():
@@ -79,7 +90,7 @@ def test_a_batch_has_what_the_model_takes():
             assert batch["pixel_values"].shape == (4, 3, 32, 32)
             assert batch["pixel_values"].dtype == torch.float32
             for i in range(4):
-                masks, labels = batch["mask_labels"][i], batch["class_labels"][i]
+                masks, labels = batch["annotations"][i].masks, batch["annotations"][i].labels
                 assert labels.dtype == torch.int64
                 if task == "instance":
                     assert masks.dtype == torch.bool
@@ -95,21 +106,22 @@ def test_images_are_normalized_as_the_processor_does_and_padded_with_zeros():
     sample = SCENES[0]
     wanted = PROCESSOR(sample.image, do_resize=False)["pixel_values"][0]
     small = replace(sample, image=sample.image[:, :20], masks=sample.masks[:20])
-    batch = collated([sample, small], PROCESSOR, canvas=(32, 40))
+    batch = collated([sample, small], PROCESSOR, CLASSES, canvas=(32, 40))
     assert torch.equal(batch["pixel_values"][0, :, :, :32], wanted)
     assert torch.equal(batch["pixel_values"][1, :, :20, :32], wanted[:, :20])
     inside = torch.zeros(2, 32, 40, dtype=torch.bool)
     inside[0, :, :32] = inside[1, :20, :32] = True
     assert torch.equal(batch["pixel_mask"], inside)
     assert not batch["pixel_values"].transpose(0, 1)[:, ~inside].any()
-    labels = torch.stack(batch["mask_labels"])
-    assert (labels[~inside] == VOID).all()
-    assert torch.equal(labels[1, :20, :32], sample.masks[:20])
+    maps = torch.stack([annotation.masks for annotation in batch["annotations"]])
+    assert (maps[~inside] == VOID).all()
+    assert torch.equal(maps[1, :20, :32], sample.masks[:20])
 
 
-def test_masks_are_padded_with_nothing():
+def test_masks_are_padded_with_zeros():
     sample = SceneDataset([0], 32, "instance")[0]
-    (masks,) = collated([sample], PROCESSOR, canvas=(32, 40))["mask_labels"]
+    (annotation,) = collated([sample], PROCESSOR, CLASSES, canvas=(32, 40))["annotations"]
+    masks = annotation.masks
     assert masks.dtype == torch.bool
     assert torch.equal(masks[..., :32], sample.masks)
     assert not masks[..., 32:].any()
@@ -117,9 +129,9 @@ def test_masks_are_padded_with_nothing():
 
 def test_without_a_canvas_the_largest_image_and_the_divisor_decide():
     small, large = SceneDataset([0], 32)[0], SceneDataset([0], 40)[0]
-    batch = collated([small, large], PROCESSOR)
+    batch = collated([small, large], PROCESSOR, CLASSES)
     assert batch["pixel_values"].shape == (2, 3, 64, 64)
-    assert "pixel_mask" not in collated([SCENES[0], SCENES[1]], PROCESSOR)
+    assert "pixel_mask" not in collated([SCENES[0], SCENES[1]], PROCESSOR, CLASSES)
 
 
 def test_settings_of_the_processor_that_are_for_prediction_change_nothing():
@@ -127,7 +139,7 @@ def test_settings_of_the_processor_that_are_for_prediction_change_nothing():
         PROCESSOR, do_center_crop=True, crop_size={"height": 8, "width": 8}, do_pad=False
     )
     samples = [SCENES[0], SceneDataset([0], 40)[0]]
-    assert_same(collated(samples, processor), collated(samples, PROCESSOR))
+    assert_same(collated(samples, processor, CLASSES), collated(samples, PROCESSOR, CLASSES))
 
 
 def test_every_epoch_has_all_images_in_a_new_order():
@@ -159,9 +171,8 @@ def test_ranks_share_the_batches_of_one_process(augment):
         pixels = torch.cat([part["pixel_values"] for part in parts])
         assert torch.equal(batch["pixel_values"], pixels)
         assert batch["names"] == names(parts)
-        for key in ("mask_labels", "class_labels"):
-            joined = list(chain.from_iterable(part[key] for part in parts))
-            assert all(torch.equal(*pair) for pair in zip(batch[key], joined, strict=True))
+        joined = chain.from_iterable(part["annotations"] for part in parts)
+        assert_same_annotations(batch["annotations"], list(joined))
 
 
 def test_a_run_goes_on_from_any_step():
@@ -249,6 +260,41 @@ def test_a_data_set_of_bad_images_only_is_refused(files):
         next(iter(loader(files, skip_bad=True)))
 
 
+class HostReads(TorchDispatchMode):
+    """Counts the values of tensors that the host reads, for which it waits for an accelerator."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_the_model_does_not_check_annotations_of_the_loader_again(task):
+    model = tiny_model(num_labels=8)
+    dataset = SceneDataset(range(2), 32, task)
+    batch = collated([dataset[0], dataset[1]], PROCESSOR, CLASSES)
+    pixels, annotations = batch["pixel_values"], batch["annotations"]
+    with same_points(), HostReads() as reads:  # the operator draws its seed on the host
+        model(pixels, annotations=annotations)
+    assert reads.count == 0
+    masks, labels = ([getattr(a, name) for a in annotations] for name in ("masks", "labels"))
+    with same_points(), HostReads() as reads:
+        model(pixels, mask_labels=masks, class_labels=labels)
+    assert reads.count > 0
+
+
+def test_samples_that_do_not_fit_their_classes_are_refused_in_the_loader():
+    sample = SCENES[0]
+    with pytest.raises(ValueError, match=r"class_labels\[0\] has labels from"):
+        collated([sample], PROCESSOR, int(sample.labels.max()))
+    with pytest.raises(ValueError, match=r"mask_labels\[0\] is a label map with values from"):
+        collated([replace(sample, labels=sample.labels[:1])], PROCESSOR, CLASSES)
+
+
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 @pytest.mark.parametrize("void", ["background", "ignore"])
 def test_the_model_learns_from_a_batch(task, void):
@@ -276,9 +322,12 @@ def test_pixels_of_a_crowd_can_be_ignored_which_changes_the_loss(task):
     for void in ("background", "ignore"):
         target = Augmentation((), void=void)(sample, np.random.default_rng(0))
         assert len(target.labels) == len(sample.labels) - 1
-        batch = collated([target], PROCESSOR)
-        marked = batch["mask_labels"][0] == (IGNORED if task == "panoptic" else 255)
-        assert bool((marked == region).all()) is (void == "ignore")
+        batch = collated([target], PROCESSOR, CLASSES)
+        (annotation,) = batch["annotations"]
+        if void == "ignore":
+            assert (annotation.ignored == region).all()
+        else:
+            assert annotation.ignored is None
         del batch["names"]
         torch.manual_seed(0)
         losses[void] = model(**batch).loss.item()

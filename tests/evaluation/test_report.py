@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from mask2former.evaluation.dataset_predictor import DatasetPredictor
 from mask2former.evaluation.evaluate import Results, evaluate
 from mask2former.evaluation.report import (
     PANEL_SIDE,
@@ -13,7 +14,6 @@ from mask2former.evaluation.report import (
     draw_worst_images,
     worst_images,
 )
-from mask2former.evaluation.segmenter import Segmenter
 from tests.data import memory
 from tests.data.memory import MemoryDataset
 from tests.evaluation.oracle import OracleModel, right_answers, untouched_pixels
@@ -88,7 +88,7 @@ def evaluated(task, metrics, samples, answers):
     dataset = MemoryDataset(samples, task, things=things)
     model = OracleModel(samples, answers, dict(enumerate(NAMES)))
     results = evaluate(model, untouched_pixels(), dataset, metrics, progress=False)
-    return results, Segmenter(model, untouched_pixels(), dataset), dataset
+    return results, DatasetPredictor(model, untouched_pixels(), dataset), dataset
 
 
 def panels(sheet, count, size):
@@ -119,23 +119,23 @@ def test_truth_stands_beside_prediction_with_the_worst_on_top(task, metric):
             for i, sample in enumerate(samples)
         ]
     answers = [right_answers(sample) for sample in samples]
-    shifted = [(label, sure, mask.roll(60, 1)) for label, sure, mask in answers[1]]
+    shifted = [(label, probability, mask.roll(60, 1)) for label, probability, mask in answers[1]]
     answers[1] = shifted
-    results, segmenter, dataset = evaluated(task, (metric,), samples, answers)
+    results, predictor, dataset = evaluated(task, (metric,), samples, answers)
     assert results.images[1]["score"] < min(results.images[0]["score"], 0.99)
-    sheet = draw_worst_images(results, segmenter, dataset, count=2)
+    sheet = draw_worst_images(results, predictor, dataset, count=2)
     first, second = panels(sheet, 2, size)
-    # Tags apart, a right prediction looks as the truth does, and a wrong one does not.
+    # Except for the tags, a right prediction looks like the truth, and a wrong one does not.
     assert (np.abs(second[0] - second[1]).max(axis=2) > 3).mean() < 0.05
     assert (np.abs(first[0] - first[1]).max(axis=2) > 3).mean() > 0.05
 
 
 def test_large_images_are_shown_small():
     samples = [square_and_sky("a.png", (900, 2000), 0)]
-    results, segmenter, dataset = evaluated(
+    results, predictor, dataset = evaluated(
         "semantic", ("miou",), samples, [right_answers(samples[0])]
     )
-    sheet = draw_worst_images(results, segmenter, dataset)
+    sheet = draw_worst_images(results, predictor, dataset)
     assert 2 * PANEL_SIDE < sheet.width < 2.1 * PANEL_SIDE
 
 

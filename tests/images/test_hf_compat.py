@@ -1,4 +1,4 @@
-"""`hf_compat=True` against the installed transformers, to the bit."""
+"""`hf_compat=True` is bit-identical to the installed transformers."""
 
 import platform
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def ours():
 
 
 def random_batch(seed):
-    return random_outputs(seed, batch=2, queries=12, labels=6, cells=(24, 20))
+    return random_outputs(seed, batch=2, queries=12, labels=6, logits_size=(24, 20))
 
 
 def assert_same(results, references):
@@ -113,7 +113,7 @@ def test_nothing_found(ours, theirs):
         )
 
 
-# ---- what the rows of the reference's behaviour are, one by one ---------------------------------
+# ---- the differences, one by one ----------------------------------------------------------------
 
 
 def both(task, outputs, **arguments):
@@ -134,7 +134,7 @@ def ids_and_labels(result):
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
-def test_row_1_masks_are_of_384_pixels_and_lose_what_is_finer(task):
+def test_masks_have_384_pixels_and_lose_what_is_finer(task):
     stripes = torch.zeros(1, 1, 4, 1200)
     stripes[..., ::2] = 40
     classes = torch.tensor([[[9.0, 0.0]]])
@@ -147,7 +147,7 @@ def test_row_1_masks_are_of_384_pixels_and_lose_what_is_finer(task):
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
-def test_row_2_padding_is_not_cropped(task):
+def test_padding_is_not_cropped(task):
     outputs = random_batch(3)
     whole = both(task, outputs)
     outputs.image_sizes = [(48, 30, 96, 80)] * 2
@@ -157,20 +157,20 @@ def test_row_2_padding_is_not_cropped(task):
     assert torch.equal(whole, cropped)
 
 
-def test_row_4_areas_are_tested_on_weighted_probabilities():
+def test_areas_are_tested_on_weighted_probabilities():
     outputs = made_outputs((1, 0.6, [0.7, 0.7, 0.7, 0.01]))
     result = both("panoptic", outputs, target_sizes=[(1, 4)])
     assert result["segments_info"] == []
     assert result["segmentation"].tolist() == [[0, 0, 0, 0]]
 
 
-def test_row_4_pixels_under_the_mask_threshold_are_kept():
+def test_pixels_under_the_mask_threshold_are_kept():
     outputs = made_outputs((1, 0.9, [0.9, 0.8, 0.45, 0.3]))
     result = both("panoptic", outputs, target_sizes=[(1, 4)], overlap_mask_area_threshold=0)
     assert result["segmentation"].tolist() == [[1, 1, 1, 1]]
 
 
-def test_row_5_ids_repeat_and_fused_segments_have_many_entries():
+def test_ids_repeat_and_fused_segments_have_many_entries():
     wide = [[0.99 if i == j else 0.01 for j in range(5)] for i in range(5)]
     labels = [0, 1, 0, 1, 2]
     outputs = made_outputs(*((label, 0.9, wide[i]) for i, label in enumerate(labels)), shape=(1, 5))
@@ -179,7 +179,7 @@ def test_row_5_ids_repeat_and_fused_segments_have_many_entries():
     assert result["segmentation"].tolist() == [[1, 2, 1, 2, 3]]
 
 
-def test_row_6_nothing_found_is_a_float_map_of_minus_one():
+def test_where_nothing_is_found_the_map_is_minus_one_in_floats():
     outputs = made_outputs((1, 0.9, [0.9, 0.9, 0.1, 0.1]))
     found = both("panoptic", outputs, target_sizes=[(1, 4)])["segmentation"]
     assert (found.dtype, found.tolist()) == (torch.int32, [[1, 1, 1, 1]])
@@ -189,7 +189,7 @@ def test_row_6_nothing_found_is_a_float_map_of_minus_one():
     assert (instances.dtype, instances.tolist()) == (torch.float32, [[0, 0, -1, -1]])
 
 
-def test_row_7_instances_have_no_mask_and_overlap_thresholds():
+def test_instances_have_no_mask_and_overlap_thresholds():
     outputs = made_outputs((1, 0.9, [0.95, 0.9, 0.6, 0.1]), (1, 0.95, [0.9, 0.9, 0.1, 0.1]))
     arguments = {"target_sizes": [(1, 4)], "threshold": 0.1}
     result = both("instance", outputs, **arguments)
@@ -200,7 +200,7 @@ def test_row_7_instances_have_no_mask_and_overlap_thresholds():
     assert len(result["segments_info"]) == 2
 
 
-def test_row_8_a_low_score_can_cover_a_high_one():
+def test_a_low_score_can_cover_a_high_one():
     """Masks are painted in the order of class probabilities, rising or falling as topk has it."""
     sure_mask, sure_class = (0, 0.7, [0.01, 0.99, 0.99, 0.99]), (1, 0.95, [0.9, 0.55, 0.55, 0.01])
     sure_both, unsure = (0, 0.95, [0.01, 0.99, 0.99, 0.99]), (1, 0.7, [0.9, 0.9, 0.9, 0.01])
@@ -213,17 +213,17 @@ def test_row_8_a_low_score_can_cover_a_high_one():
     assert any(covered)
 
 
-def test_row_8_masks_are_resized_by_nearest():
+def test_masks_are_resized_by_nearest():
     """Three pixels at a time belong to the mask or not."""
     outputs = made_outputs((1, 0.95, [0.9, 0.65, 0.3, 0.1]))
     result = both("instance", outputs, threshold=0.3, target_sizes=[(1, 1152)])["segmentation"][0]
     right = post_processing.instance_segmentation(outputs, 0.3, target_sizes=[(1, 1152)])
     assert int((result == 0).sum()) % 3 == 0
-    assert abs(int((result == 0).sum()) - int((right[0]["segmentation"] == 0).sum())) in (1, 2)
+    assert abs(int((result == 0).sum()) - int((right[0]["segmentation"] == 1).sum())) in (1, 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_row_9_the_instance_map_is_on_the_cpu():
+def test_the_instance_map_is_on_the_cpu():
     outputs = random_batch(3)
     for name, logits in vars(outputs).items():
         setattr(outputs, name, logits.cuda())
@@ -231,13 +231,13 @@ def test_row_9_the_instance_map_is_on_the_cpu():
     assert result[0]["segmentation"].device.type == "cpu"
 
 
-def test_row_10_run_lengths_are_starts_from_one_and_lengths_along_rows_with_the_background():
+def test_run_lengths_follow_the_rows_start_at_one_and_include_the_background():
     outputs = made_outputs((1, 0.95, [0.9, 0.9, 0.1, 0.1] * 2), shape=(2, 4))
     result = both("instance", outputs, target_sizes=[(2, 4)], return_coco_annotation=True)
     assert result["segmentation"] == [[3, 2, 7, 2], [1, 2, 5, 2]]
 
 
-def test_row_11_stuff_is_an_instance_and_nothing_is_fused():
+def test_stuff_is_an_instance_and_nothing_is_fused():
     processor = Mask2FormerImageProcessor(hf_compat=True, thing_label_ids=[1])
     outputs = random_batch(1)
     segments = processor.post_process_instance_segmentation(outputs, 0.3)[0]["segments_info"]
@@ -247,6 +247,32 @@ def test_row_11_stuff_is_an_instance_and_nothing_is_fused():
 
 
 # ---- images -------------------------------------------------------------------------------------
+
+
+def test_sizes_are_those_of_transformers():
+    transforms = pytest.importorskip("transformers.image_transforms")
+    generator = np.random.default_rng(3)
+    for _ in range(500):
+        size = tuple(int(n) for n in generator.integers(1, 2500, 2))
+        shortest, longest = (int(n) for n in generator.integers(200, 1500, 2))
+        expected = transforms.get_size_with_aspect_ratio(size, shortest, longest)
+        assert hf_compat.shortest_edge_size(size, shortest, longest) == expected
+
+
+@pytest.mark.parametrize(("size", "expected"), [(None, (800, 1088)), ((70, 40), (96, 64))])
+def test_edges_are_truncated_and_then_stretched_to_the_divisor(size, expected):
+    """640 * 800 / 480 is 1066.7; a pair of lengths is (height, width)."""
+    processor = Mask2FormerImageProcessor(hf_compat=True, size=size)
+    assert processor.resized_size((480, 640)) == expected
+    assert hf_compat.shortest_edge_size((480, 640), 800, 1333) == (800, 1066)
+
+
+def test_padding_and_cropping_cannot_be_chosen():
+    rules = hf_compat.TransformersRules()
+    assert rules.pads(False)
+    assert not rules.crops(True)
+    assert rules.padded_size((45, 61), 32) == (45, 61)
+    assert (rules.mask_padding(255), rules.mask_padding(None)) == (255, 0)
 
 
 @pytest.mark.parametrize("reduce", [False, True])
@@ -299,8 +325,7 @@ def test_preprocessing_in_pillow(resample):
             assert torch.equal(a, torch.as_tensor(b))
 
 
-def test_instances_of_the_lost_id_are_lost():
-    """Row 14 as it is in transformers."""
+def test_the_instance_whose_reduced_id_is_the_ignore_index_is_lost():
     ids = torch.tensor([[1, 256]])
     masks, labels = hf_compat.masks_and_labels(ids, {1: 3, 256: 7}, 255, True, 0)
     assert labels.tolist() == [2]
@@ -338,7 +363,7 @@ def test_every_filter_is_that_of_torchvision(resample, shape):
 
 
 def test_bytes_are_resized_as_floats_where_torchvision_does_so(monkeypatch):
-    """On processors without vector instructions that it knows."""
+    """On CPUs without vector instructions that it knows."""
     pytest.importorskip("torchvision")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")

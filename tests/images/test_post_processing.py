@@ -64,7 +64,7 @@ def test_results_do_not_depend_on_the_bands_and_memory_is_bounded(task, monkeypa
     assert largest.numel <= 2 * 90 * 110 < 30 * 90 * 110
 
 
-# ---- rows 1 and 2: sizes ------------------------------------------------------------------------
+# ---- sizes --------------------------------------------------------------------------------------
 
 
 def all_tasks(outputs, target_sizes=None):
@@ -76,7 +76,7 @@ def all_tasks(outputs, target_sizes=None):
     )
 
 
-def test_row_1_maps_have_the_target_size_or_the_resolution_of_the_logits():
+def test_maps_have_the_target_size_or_the_resolution_of_the_logits():
     outputs = random_outputs(batch=2)
     for sizes in ([(37, 51), (90, 23)], torch.tensor([[37, 51], [90, 23]])):
         semantic, instance, panoptic = all_tasks(outputs, sizes)
@@ -87,17 +87,17 @@ def test_row_1_maps_have_the_target_size_or_the_resolution_of_the_logits():
     assert {r["segmentation"].shape for r in instance + panoptic} == {(16, 24)}
 
 
-def test_row_1_details_finer_than_384_pixels_survive():
+def test_details_finer_than_384_pixels_survive():
     stripes = torch.zeros(1, 1, 4, 1200)
     stripes[..., ::2] = 40
     outputs = SimpleNamespace(
         class_queries_logits=torch.tensor([[[9.0, 0.0]]]), masks_queries_logits=stripes - 20
     )
     result = instance_segmentation(outputs, target_sizes=[(4, 1200)])[0]["segmentation"]
-    assert torch.equal(result[0] == 0, torch.arange(1200) % 2 == 0)
+    assert torch.equal(result[0] == 1, torch.arange(1200) % 2 == 0)
 
 
-def test_row_2_without_target_sizes_the_padding_is_cropped_from_the_logits():
+def test_without_target_sizes_the_padding_is_cropped_from_the_logits():
     outputs = random_outputs(image_sizes=[(33, 70, 64, 96)])
     for result in all_tasks(outputs):
         segmentation = (
@@ -107,11 +107,11 @@ def test_row_2_without_target_sizes_the_padding_is_cropped_from_the_logits():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_row_2_an_image_gives_the_same_alone_and_in_a_padded_batch(seed):
-    alone = random_outputs(seed, cells=(8, 16), image_sizes=[(28, 59, 32, 64)])
+def test_an_image_gives_the_same_alone_and_in_a_padded_batch(seed):
+    alone = random_outputs(seed, logits_size=(8, 16), image_sizes=[(28, 59, 32, 64)])
     padded = torch.randn(1, 9, 24, 16) * 20  # whatever the model makes of the padding
     padded[:, :, :7, :15] = alone.masks_queries_logits[:, :, :7, :15]
-    other = random_outputs(seed + 10, cells=(24, 16), image_sizes=[(96, 64, 96, 64)])
+    other = random_outputs(seed + 10, logits_size=(24, 16), image_sizes=[(96, 64, 96, 64)])
     batch = SimpleNamespace(
         class_queries_logits=torch.cat([other.class_queries_logits, alone.class_queries_logits]),
         masks_queries_logits=torch.cat([other.masks_queries_logits, padded]),
@@ -127,7 +127,7 @@ def test_row_2_an_image_gives_the_same_alone_and_in_a_padded_batch(seed):
 
 
 @pytest.mark.parametrize("backbone", ["resnet", "swin"])
-def test_row_2_a_picture_gives_the_same_segmentation_alone_and_in_a_padded_batch(backbone):
+def test_a_picture_gives_the_same_segmentation_alone_and_in_a_padded_batch(backbone):
     """From pixels to maps; in float64, for in float32 a pixel at a threshold may flip."""
     model = tiny_model(backbone).double()
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_semantic_is_the_best_sum_of_class_times_mask_probability(target):
 
 def test_semantic_at_384_is_what_transformers_gives():
     transformers = pytest.importorskip("transformers")
-    outputs = random_outputs(2, batch=2, cells=(384, 384))
+    outputs = random_outputs(2, batch=2, logits_size=(384, 384))
     expected = transformers.Mask2FormerImageProcessor().post_process_semantic_segmentation(outputs)
     result = Mask2FormerImageProcessor().post_process_semantic_segmentation(outputs)
     for ours, theirs in zip(result, expected, strict=True):
@@ -202,7 +202,7 @@ def paper_panoptic(outputs, target, threshold, overlap, stuff):
     kept = [
         q
         for q in range(len(scores))
-        if labels[q] < outputs.class_queries_logits.shape[-1] - 1 and scores[q] > threshold
+        if labels[q] < outputs.class_queries_logits.shape[-1] - 1 and scores[q] >= threshold
     ]
     owner = (masks[kept] * scores[kept, None, None]).argmax(0)
     segmentation, segments, stuff_ids = torch.zeros(target, dtype=torch.int32), [], {}
@@ -234,14 +234,14 @@ def test_panoptic_is_the_papers_procedure(seed, target):
     assert (result["segmentation"] == expected).float().mean() > 0.999
 
 
-def test_row_4_areas_are_tested_on_unweighted_probabilities():
+def test_areas_are_tested_on_unweighted_probabilities():
     # 0.6 * 0.7 is under the threshold, but the mask itself is not
     outputs = made_outputs((1, 0.6, [0.7, 0.7, 0.7, 0.01]))
     result = panoptic_segmentation(outputs)[0]
     assert result["segmentation"].tolist() == [[1, 1, 1, 0]]
 
 
-def test_row_4_pixels_under_the_mask_threshold_are_void():
+def test_pixels_under_the_mask_threshold_are_void():
     outputs = made_outputs((1, 0.9, [0.9, 0.8, 0.45, 0.3]))
     assert panoptic_segmentation(outputs, overlap_mask_area_threshold=0)[0][
         "segmentation"
@@ -270,7 +270,7 @@ def test_pixels_won_under_the_mask_threshold_count_as_won():
     assert panoptic_segmentation(outputs)[0]["segmentation"].tolist() == [[1, 1, 2, 0]]
 
 
-def test_row_5_fused_segments_have_unique_ids_and_one_entry():
+def test_fused_segments_have_unique_ids_and_one_entry():
     wide = [[0.99 if i == j else 0.01 for j in range(5)] for i in range(5)]
     outputs = made_outputs(
         (0, 0.7, wide[0]),
@@ -290,11 +290,11 @@ def test_row_5_fused_segments_have_unique_ids_and_one_entry():
     ]
 
 
-# ---- row 6: types -------------------------------------------------------------------------------
+# ---- types --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threshold", [0.5, 1.1])
-def test_row_6_panoptic_is_int32_with_void_0_and_ids_from_1(threshold):
+def test_panoptic_is_int32_with_void_0_and_ids_from_1(threshold):
     result = panoptic_segmentation(random_outputs(2), threshold, 0.5, 0.1, target_sizes=[(11, 13)])[
         0
     ]
@@ -306,16 +306,16 @@ def test_row_6_panoptic_is_int32_with_void_0_and_ids_from_1(threshold):
 
 
 @pytest.mark.parametrize("threshold", [0.3, 1.1])
-def test_row_6_instance_is_int32_with_void_minus_1_and_ids_from_0(threshold):
+def test_instance_is_int32_with_void_0_and_ids_from_1(threshold):
     result = instance_segmentation(random_outputs(), threshold, target_sizes=[(11, 13)])[0]
     assert result["segmentation"].dtype == torch.int32
     ids = {s["id"] for s in result["segments_info"]}
-    assert ids == set(range(len(ids))) == set(result["segmentation"].unique().tolist()) - {-1}
+    assert ids == set(range(1, len(ids) + 1)) == set(result["segmentation"].unique().tolist()) - {0}
     assert bool(ids) == (threshold < 1)
     assert result["segmentation"].shape == (11, 13)
 
 
-def test_row_6_nothing_found_in_the_other_forms():
+def test_where_nothing_is_found_other_forms_are_empty():
     outputs = random_outputs()
     binary = instance_segmentation(outputs, 1.1, return_binary_maps=True)[0]
     assert binary["segmentation"].shape == (0, 16, 24)
@@ -331,9 +331,9 @@ def test_row_6_nothing_found_in_the_other_forms():
 
 @pytest.mark.parametrize(
     ("mask_threshold", "expected", "mean"),
-    [(0.3, [0, 0, 0, -1], 2.05 / 3), (0.5, [0, 0, -1, -1], 1.65 / 2), (0.9, [0, -1, -1, -1], 0.95)],
+    [(0.3, [1, 1, 1, 0], 2.05 / 3), (0.5, [1, 1, 0, 0], 1.65 / 2), (0.9, [1, 0, 0, 0], 0.95)],
 )
-def test_row_7_instance_masks_honour_the_mask_threshold(mask_threshold, expected, mean):
+def test_instance_masks_honour_the_mask_threshold(mask_threshold, expected, mean):
     outputs = made_outputs((1, 0.9, [0.95, 0.7, 0.4, 0.1]))
     result = instance_segmentation(outputs, 0.1, mask_threshold)[0]
     assert result["segmentation"].tolist() == [expected]
@@ -350,11 +350,11 @@ def test_as_many_pairs_of_query_and_label_are_candidates_as_are_asked_for():
         assert sorted(s["label_id"] for s in found) == sorted(labels), count
 
 
-def test_row_7_instances_hidden_by_others_are_left_out_of_the_map():
+def test_instances_hidden_by_others_are_left_out_of_the_map():
     outputs = made_outputs((0, 0.9, [0.9, 0.9, 0.9, 0.01]), (1, 0.8, [0.01, 0.9, 0.9, 0.9]))
-    assert instance_segmentation(outputs)[0]["segmentation"].tolist() == [[0, 0, 0, -1]]
+    assert instance_segmentation(outputs)[0]["segmentation"].tolist() == [[1, 1, 1, 0]]
     third = instance_segmentation(outputs, overlap_mask_area_threshold=1 / 3)[0]
-    assert third["segmentation"].tolist() == [[0, 0, 0, 1]]
+    assert third["segmentation"].tolist() == [[1, 1, 1, 2]]
 
 
 def test_an_instance_left_out_hides_nothing():
@@ -364,33 +364,33 @@ def test_an_instance_left_out_hides_nothing():
         (2, 0.7, [0.01, 0.01, 0.9, 0.9]),
     )
     result = instance_segmentation(outputs)[0]
-    assert result["segmentation"].tolist() == [[0, 0, 1, 1]]
+    assert result["segmentation"].tolist() == [[1, 1, 2, 2]]
     assert [s["label_id"] for s in result["segments_info"]] == [0, 2]
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_row_8_the_higher_score_wins_in_any_order_of_queries(order):
+def test_the_higher_score_wins_in_any_order_of_queries(order):
     queries = [(0, 0.9, [0.9, 0.9, 0.01, 0.01]), (1, 0.7, [0.01, 0.9, 0.9, 0.9])]
     result = instance_segmentation(made_outputs(*queries[::order]), overlap_mask_area_threshold=0.5)
-    assert result[0]["segmentation"].tolist() == [[0, 0, 1, 1]]
+    assert result[0]["segmentation"].tolist() == [[1, 1, 2, 2]]
     assert [s["label_id"] for s in result[0]["segments_info"]] == [0, 1]
 
 
-def test_row_8_logits_are_resized_before_they_are_thresholded():
+def test_logits_are_resized_before_the_mask_threshold():
     outputs = made_outputs((0, 0.9, [0.9, 0.9, 0.3, 0.01]))
     result = instance_segmentation(outputs, target_sizes=[(3, 40)])[0]["segmentation"]
     expected = F.interpolate(
         outputs.masks_queries_logits, size=(3, 40), mode="bilinear", align_corners=False
     )
-    assert torch.equal(result == 0, expected[0, 0] > 0)
-    assert (result == 0).sum().item() != 3 * 20  # what resizing the binary mask would give
+    assert torch.equal(result == 1, expected[0, 0] >= 0)
+    assert (result == 1).sum().item() != 3 * 20  # what resizing the binary mask would give
 
 
 def test_a_score_is_class_probability_times_mean_mask_probability_inside():
     outputs = made_outputs((2, 0.8, [0.9, 0.7, 0.2, 0.1]))
     (segment,) = instance_segmentation(outputs, threshold=0.6)[0]["segments_info"]
     assert segment["score"] == pytest.approx(0.8 * 0.8, abs=1e-5)
-    assert segment == {"id": 0, "label_id": 2, "was_fused": False, "score": segment["score"]}
+    assert segment == {"id": 1, "label_id": 2, "was_fused": False, "score": segment["score"]}
     assert instance_segmentation(outputs, threshold=0.65)[0]["segments_info"] == []
 
 
@@ -417,7 +417,7 @@ def test_both_return_forms_exclude_each_other():
         )
 
 
-def test_row_10_binary_maps_and_run_lengths_keep_overlaps_whole():
+def test_binary_maps_and_run_lengths_keep_overlaps_whole():
     outputs = made_outputs((0, 0.9, [0.9, 0.9, 0.9, 0.01]), (1, 0.8, [0.9, 0.9, 0.9, 0.9]))
     maps = instance_segmentation(outputs, return_binary_maps=True)[0]
     runs = instance_segmentation(outputs, return_coco_annotation=True)[0]
@@ -443,7 +443,7 @@ def test_for_run_lengths_every_mask_is_resized_once(monkeypatch):
 
 def test_instances_at_384_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
-    outputs = random_outputs(4, batch=2, cells=(384, 384))
+    outputs = random_outputs(4, batch=2, logits_size=(384, 384))
     arguments = {"threshold": 0.3, "return_binary_maps": True}
     theirs = transformers.Mask2FormerImageProcessor()
     expected = theirs.post_process_instance_segmentation(outputs, **arguments)
@@ -457,11 +457,52 @@ def test_instances_at_384_are_those_of_transformers():
             assert torch.equal(ours["segmentation"][i].float(), reference["segmentation"][j])
 
 
-# ---- row 9 and dtypes ---------------------------------------------------------------------------
+# ---- thresholds ---------------------------------------------------------------------------------
+
+
+def half_and_half():
+    """One query whose class and mask probabilities are 0.5, exactly."""
+    return SimpleNamespace(
+        class_queries_logits=torch.tensor([[[0.0, 0.0]]]),
+        masks_queries_logits=torch.zeros(1, 1, 1, 2),
+    )
+
+
+def test_a_panoptic_score_and_a_mask_probability_equal_to_their_threshold_reach_it():
+    def result(threshold, mask_threshold):
+        return panoptic_segmentation(half_and_half(), threshold, mask_threshold)[0]["segmentation"]
+
+    # of two equal class probabilities the first is taken, which is not "no object"
+    assert result(0.5, 0.5).tolist() == [[1, 1]]
+    assert result(0.500001, 0.5).tolist() == [[0, 0]]
+    assert result(0.5, 0.500001).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("form", ["map", "return_binary_maps", "return_coco_annotation"])
+def test_an_instance_score_and_a_mask_probability_equal_to_their_threshold_reach_it(form):
+    def found(threshold, mask_threshold):
+        arguments = {} if form == "map" else {form: True}
+        results = instance_segmentation(half_and_half(), threshold, mask_threshold, **arguments)
+        return len(results[0]["segments_info"])
+
+    assert found(0.25, 0.5) == 1
+    assert found(0.250001, 0.5) == 0
+    assert found(0.25, 0.500001) == 0
+
+
+def test_a_visible_share_equal_to_the_overlap_threshold_reaches_it():
+    outputs = made_outputs((0, 0.9, [0.9, 0.9, 0.9, 0.01]), (1, 0.8, [0.9, 0.9, 0.9, 0.9]))
+    for segmentation in (instance_segmentation, panoptic_segmentation):
+        for overlap, expected in ((0.25, [[1, 1, 1, 2]]), (0.250001, [[1, 1, 1, 0]])):
+            result = segmentation(outputs, overlap_mask_area_threshold=overlap)[0]
+            assert result["segmentation"].tolist() == expected
+
+
+# ---- devices and dtypes -------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_row_9_results_stay_on_the_device_of_the_logits():
+def test_results_stay_on_the_device_of_the_logits():
     outputs = random_outputs(2)
     expected = all_tasks(outputs, [(37, 51)])
     outputs.class_queries_logits = outputs.class_queries_logits.cuda()

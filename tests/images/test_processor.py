@@ -7,7 +7,7 @@ from PIL import Image
 
 import mask2former
 from mask2former.images.processor import Mask2FormerImageProcessor, Mask2FormerImageProcessorPil
-from tests.samples import id_map, picture
+from tests.samples import id_map, picture, random_outputs
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -114,7 +114,7 @@ def test_rescaling_values_of_0_to_1_is_warned_of():
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        (None, (800, 1066)),
+        (None, (800, 1067)),
         ({"shortest_edge": 90, "longest_edge": 100}, (75, 100)),
         ({"shortest_edge": 90}, (90, 120)),
         (90, (90, 120)),
@@ -132,7 +132,7 @@ def test_a_very_thin_image_keeps_a_pixel():
 
 
 @pytest.mark.parametrize("shape", [(45, 61), (64, 33)])
-def test_row_13_the_image_is_padded_to_the_divisor_and_not_stretched(shape):
+def test_the_image_is_padded_to_the_divisor_and_not_stretched(shape):
     image = picture(*shape)
     processor = Mask2FormerImageProcessor(size=48)
     height, width = processor.resized_size(shape)
@@ -200,6 +200,18 @@ def test_overrides_hold_for_one_call_and_none_means_unchanged():
     overridden = processor(picture(9, 9), size_divisor=5, ignore_index=None, return_tensors="pt")
     assert overridden.pixel_values.shape[-2:] == (10, 10)
     assert processor.size_divisor == 8
+
+
+def test_with_settings_makes_a_copy_and_changes_nothing():
+    processor = unresized(size_divisor=8)
+    processor.other_settings["x"] = 1
+    changed = processor.with_settings(size=480, thing_label_ids=[1], ignore_index=None)
+    assert (changed.size, changed.thing_label_ids) == ({"shortest_edge": 480}, [1])
+    assert (changed.size_divisor, changed.other_settings) == (8, {"x": 1})
+    assert processor.size == {"shortest_edge": 800, "longest_edge": 1333}
+    assert processor.thing_label_ids is None
+    with pytest.raises(TypeError, match="do_resise"):
+        processor.with_settings(do_resise=False)
 
 
 def test_only_channels_first_comes_out():
@@ -296,14 +308,14 @@ def test_maps_are_resized_by_nearest_padded_and_split_by_label():
 
 
 @pytest.mark.parametrize("ignore_index", [None, 255])
-def test_row_3_masks_are_empty_in_the_padding(ignore_index):
+def test_masks_are_empty_in_the_padding(ignore_index):
     batch = unresized(ignore_index=ignore_index)(picture(20, 30), id_map(20, 30))
     assert not batch.mask_labels[0][:, 20:].any()
     assert not batch.mask_labels[0][:, :, 30:].any()
     assert set(batch.mask_labels[0].unique().tolist()) == {False, True}
 
 
-def test_row_14_a_reduced_instance_is_not_lost():
+def test_a_reduced_instance_is_kept_whatever_its_id():
     ids = np.full((8, 8), 256)
     ids[:4] = 1
     processor = unresized(do_reduce_labels=True, ignore_index=255)
@@ -354,6 +366,43 @@ def test_pixels_are_those_of_transformers_where_nothing_is_padded():
     assert torch.equal(ours.class_labels[0], theirs["class_labels"][0])
 
 
+# ---- segmentations ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("things", "argument", "fused"), [([1], None, {0, 2}), (None, None, set()), ([1], {1}, {1})]
+)
+def test_stuff_is_fused_unless_told_otherwise(things, argument, fused):
+    outputs = random_outputs(5, queries=20, labels=3)
+    result = Mask2FormerImageProcessor(thing_label_ids=things).post_process_panoptic_segmentation(
+        outputs, overlap_mask_area_threshold=0, label_ids_to_fuse=argument
+    )[0]["segments_info"]
+    assert {s["label_id"] for s in result if s["was_fused"]} == fused
+    labels = [s["label_id"] for s in result]
+    assert {label for label in labels if labels.count(label) > 1} == {0, 1, 2} - fused
+
+
+@pytest.mark.parametrize("things", [None, [0], [1, 2], []])
+def test_only_things_are_instances_when_they_are_known(things):
+    outputs = random_outputs(5, queries=20, labels=3)
+    processor = Mask2FormerImageProcessor(thing_label_ids=things)
+    for form in ({}, {"return_binary_maps": True}, {"return_coco_annotation": True}):
+        result = processor.post_process_instance_segmentation(
+            outputs, 0.3, overlap_mask_area_threshold=0, **form
+        )[0]
+        found = {s["label_id"] for s in result["segments_info"]}
+        assert found == ({0, 1, 2} if things is None else set(things))
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_thresholds_have_the_documented_defaults(task):
+    method = getattr(Mask2FormerImageProcessor, f"post_process_{task}_segmentation")
+    parameters = inspect.signature(method).parameters
+    assert parameters["threshold"].default == 0.5
+    assert parameters["mask_threshold"].default == 0.5
+    assert parameters["overlap_mask_area_threshold"].default == 0.8
+
+
 # ---- transformers' processors -------------------------------------------------------------------
 
 
@@ -361,7 +410,7 @@ def test_pixels_are_those_of_transformers_where_nothing_is_padded():
 @pytest.mark.parametrize("ours", [Mask2FormerImageProcessor, Mask2FormerImageProcessorPil])
 def test_pixels_are_those_of_the_reference_in_pillow(ours, resample):
     transformers = pytest.importorskip("transformers")
-    settings = {"size": {"shortest_edge": 57, "longest_edge": 90}, "resample": resample}
+    settings = {"size": {"height": 57, "width": 90}, "resample": resample}
     settings |= {"size_divisor": 0, "do_normalize": False}  # or the reference would stretch
     theirs = transformers.Mask2FormerImageProcessorPil(**settings)
     for shape in [(50, 70), (131, 90), (40, 200)]:

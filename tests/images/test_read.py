@@ -43,3 +43,9 @@ def test_unreadable_files_raise_a_data_error_that_names_them(tmp_path):
 def test_a_file_can_be_opened_in_its_own_mode(picture, tmp_path):
     picture.convert("P").save(tmp_path / "map.png")
     assert open_image(tmp_path / "map.png").mode == "P"
+
+
+def test_values_of_unknown_range_are_a_data_error_that_names_the_file(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "depth.tiff")
+    with pytest.raises(DataError, match=r"depth\.tiff is a PIL image of mode F"):
+        read_image(tmp_path / "depth.tiff")

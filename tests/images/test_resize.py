@@ -1,3 +1,6 @@
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +44,7 @@ def test_floats_are_resized_as_pillow_does(resample):
 
 @pytest.mark.parametrize("resample", list(Resampling))
 @pytest.mark.parametrize(("source", "target"), SIZES)
-def test_pillow_is_reproduced_to_the_bit_by_pillow(source, target, resample):
+def test_what_pillow_resizes_is_bit_identical_to_pillow(source, target, resample):
     array = pixels(*source)
     expected = np.array(Image.fromarray(array).resize(target[::-1], resample))
     result = resized_by_pillow(torch.from_numpy(array).permute(2, 0, 1), target, resample)
@@ -88,10 +91,12 @@ def test_padding_is_at_the_bottom_and_right(dtype):
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((480, 640), (800, 1066)),
-        ((640, 480), (1066, 800)),
-        ((1024, 2048), (666, 1333)),
-        ((2048, 1024), (1333, 666)),
+        ((480, 640), (800, 1067)),
+        ((640, 480), (1067, 800)),
+        ((427, 640), (800, 1199)),
+        ((1024, 2048), (667, 1333)),
+        ((2048, 1024), (1333, 667)),
+        ((1, 5000), (1, 1333)),
         ((500, 500), (800, 800)),
         ((800, 900), (800, 900)),
     ],
@@ -104,14 +109,21 @@ def test_without_a_longest_edge_the_shortest_always_rules():
     assert shortest_edge_size((100, 1000), 800) == (800, 8000)
 
 
-def test_sizes_are_those_of_transformers():
-    transforms = pytest.importorskip("transformers.image_transforms")
+def test_edges_are_the_exact_ones_rounded_half_up():
     generator = np.random.default_rng(3)
     for _ in range(500):
         size = tuple(int(n) for n in generator.integers(1, 2500, 2))
         shortest, longest = (int(n) for n in generator.integers(200, 1500, 2))
-        expected = transforms.get_size_with_aspect_ratio(size, shortest, longest)
-        assert shortest_edge_size(size, shortest, longest) == expected
+        scale = min(Fraction(shortest, min(size)), Fraction(longest, max(size)))
+        exact = [scale * edge for edge in size]
+        if not any(edge % 1 == Fraction(1, 2) for edge in exact):  # where floats may round down
+            expected = tuple(max(math.floor(edge + Fraction(1, 2)), 1) for edge in exact)
+            assert shortest_edge_size(size, shortest, longest) == expected
+
+
+def test_half_a_pixel_is_rounded_up():
+    assert shortest_edge_size((2, 5), 1) == (1, 3)
+    assert shortest_edge_size((4, 3), 2, 2) == (2, 2)
 
 
 def test_next_multiple():

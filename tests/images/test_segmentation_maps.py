@@ -109,7 +109,7 @@ def test_ids_outside_the_mapping_are_ignored_only_if_they_mean_nothing():
 @pytest.mark.parametrize("instance", [254, 255, 256])
 @pytest.mark.parametrize("reduce", [False, True])
 def test_no_instance_is_dropped_for_the_number_it_has(instance, reduce):
-    """Row 14: transformers loses instance ignore_index + 1 when it reduces labels."""
+    """transformers loses instance ignore_index + 1 when it reduces labels."""
     masks, labels = convert([[instance, 1]], {1: 3, instance: 5}, 255, reduce)
     assert masks == [[[0, 1]], [[1, 0]]]
     assert labels == [3 - reduce, 5 - reduce]

@@ -27,22 +27,23 @@ Resampling = Image.Resampling
     ],
 )
 def test_every_form_of_size_becomes_a_dict(size, expected):
-    assert resize_target(size, default_to_square=False, hf_compat=False) == expected
+    assert resize_target(size, False, ("width", "height")) == expected
 
 
 def test_an_int_is_a_square_if_asked():
-    assert resize_target(384, True, False) == {"height": 384, "width": 384}
-    assert resize_target({"shortest_edge": 9}, True, False) == {"shortest_edge": 9}
+    assert resize_target(384, True, ("width", "height")) == {"height": 384, "width": 384}
+    assert resize_target({"shortest_edge": 9}, True, ("width", "height")) == {"shortest_edge": 9}
 
 
-def test_transformers_reads_a_sequence_the_other_way_round():
-    assert resize_target((640, 480), False, True) == {"height": 640, "width": 480}
+def test_a_pair_of_lengths_has_the_order_that_is_asked_for():
+    pair = resize_target((640, 480), False, ("height", "width"))
+    assert pair == {"height": 640, "width": 480}
 
 
 @pytest.mark.parametrize("size", ["large", (1, 2, 3), {"width": 3}, {"shortest_edge": 1.5}, (0, 5)])
 def test_a_size_that_is_none_is_refused(size):
     with pytest.raises(ValueError, match="size must be a dict"):
-        resize_target(size, False, False)
+        resize_target(size, False, ("width", "height"))
 
 
 def test_checked_size_keeps_what_is_not_none():

@@ -6,25 +6,29 @@ from mask2former.losses.annotations import (
     IGNORED,
     VOID,
     Annotation,
-    check_labels,
+    check_annotations,
     make_annotations,
 )
 
 CONFIG = Mask2FormerConfig(num_labels=3)
 SIZE = (8, 12)
-CPU = torch.device("cpu")
 ONE = torch.zeros(1, *SIZE)
 ONE[:, :4] = 1
 
 
 def annotations(masks, classes, pixel_mask=None, config=CONFIG):
-    check_labels(masks, classes, len(masks), SIZE, config)
-    return make_annotations(masks, classes, pixel_mask, config, CPU)
+    made = make_annotations(
+        masks, classes, len(masks), SIZE, config.num_labels, config.ignore_value
+    )
+    if pixel_mask is None:
+        return made
+    return [image.with_padding(mask) for image, mask in zip(made, pixel_mask, strict=True)]
 
 
-def test_without_anything_to_ignore_masks_are_taken_as_they_lie():
-    (annotation,) = annotations([ONE.bool()], [torch.tensor([2], dtype=torch.int32)])
-    assert torch.equal(annotation.masks, ONE.bool())
+def test_without_ignored_pixels_masks_are_not_copied():
+    masks = ONE.bool()
+    (annotation,) = annotations([masks], [torch.tensor([2], dtype=torch.int32)])
+    assert annotation.masks is masks
     assert annotation.labels.tolist() == [2]
     assert annotation.labels.dtype == torch.int64
     assert annotation.ignored is None
@@ -128,7 +132,7 @@ def label_map_and_masks():
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_label_map_is_sampled_like_the_masks_that_it_stands_for(padded):
+def test_a_label_map_is_sampled_like_its_masks(padded):
     pixel_mask = torch.ones(1, *SIZE, dtype=torch.bool)
     if padded:
         pixel_mask[..., 8:] = False
@@ -196,7 +200,7 @@ def test_without_annotations_a_label_map_is_void():
 )
 def test_label_maps_that_do_not_fit_are_named(label_map, count, message):
     with pytest.raises(ValueError, match=r"mask_labels\[0\].*" + message):
-        check_labels([label_map], [torch.zeros(count).long()], 1, SIZE, CONFIG)
+        make_annotations([label_map], [torch.zeros(count).long()], 1, SIZE, 3, 255)
 
 
 # ---- labels that do not fit ----------------------------------------------------------------------
@@ -224,13 +228,37 @@ def test_label_maps_that_do_not_fit_are_named(label_map, count, message):
 )
 def test_labels_that_do_not_fit_are_named(masks, classes, message):
     with pytest.raises(ValueError, match=message):
-        check_labels(masks, classes, 2, SIZE, CONFIG)
+        make_annotations(masks, classes, 2, SIZE, 3, 255)
 
 
 def test_small_integers_do_not_wrap_around_to_the_ignored_value():
     wrapped = torch.tensor([[[1, -1], [0, 1]]], dtype=torch.int8)  # -1 and 255 have the same bits
     with pytest.raises(ValueError, match="has values from -1 to 1"):
-        check_labels([wrapped] * 2, [torch.tensor([1])] * 2, 2, (2, 2), CONFIG)
-    config = Mask2FormerConfig(num_labels=3, ignore_value=65535)
+        make_annotations([wrapped], [torch.tensor([1])], 1, (2, 2), 3, 255)
     with pytest.raises(ValueError, match="has values from 0 to 255"):
-        check_labels([wrapped.view(torch.uint8)] * 2, [torch.tensor([1])] * 2, 2, (2, 2), config)
+        make_annotations([wrapped.view(torch.uint8)], [torch.tensor([1])], 1, (2, 2), 3, 65535)
+
+
+# ---- annotations that were checked before --------------------------------------------------------
+
+
+def test_annotations_of_other_images_or_classes_are_refused():
+    (made,) = annotations([ONE], [torch.tensor([2])])
+    check_annotations([made], 1, SIZE, 3)
+    check_annotations([made], 1, SIZE, 4)
+    for batch, size, num_labels, message in (
+        (2, SIZE, 3, "annotations has 1 entries for 2 images; give one per image."),
+        (1, (8, 16), 3, r"annotations\[0\] has masks of shape \(1, 8, 12\), but .* \(8, 16\)"),
+        (1, SIZE, 2, r"annotations\[0\] is of 3 classes, but the model knows 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_annotations([made], batch, size, num_labels)
+
+
+def test_an_annotation_moves_to_a_device_as_a_whole():
+    for masks in label_map_and_masks():
+        (made,) = annotations([masks], [torch.tensor([0, 1, 2, 0])])
+        before, after = vars(made), vars(made.to("meta", non_blocking=True))
+        for name in ("masks", "labels", "ignored", "ids"):
+            assert after[name].is_meta if before[name] is not None else after[name] is None
+        assert after["num_labels"] == 3

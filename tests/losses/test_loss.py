@@ -18,7 +18,7 @@ def pixels(batch=2, size=64):
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def test_loss_is_the_sum_of_all_parts_of_all_predictions():
+def test_loss_is_the_sum_of_the_losses_of_all_predictions():
     model = tiny_model()
     masks, classes = make_labels(0, [2, 3], (64, 64), 3)
     with torch.no_grad():
@@ -71,12 +71,15 @@ def test_labels_of_any_dtype_are_taken(dtype):
 
 
 def test_class_loss_is_weighted_cross_entropy_with_no_object():
-    logits = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))
-    matches = [(torch.tensor([2]), torch.tensor([0]))]
-    loss = class_loss(logits, [torch.tensor([1])], matches, 0.1, torch.tensor(1.2))
-    log = F.log_softmax(logits[0], -1)
-    expected = -(0.1 * log[0, 4] + 0.1 * log[1, 4] + log[2, 1]) / 1.2
-    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    logits = torch.randn(2, 1, 3, 5, generator=torch.Generator().manual_seed(0))
+    matches = [(torch.tensor([[2], [0]]), torch.tensor([[0], [0]]))]
+    losses = class_loss(logits, [torch.tensor([1])], matches, 0.1)
+    first, second = F.log_softmax(logits[:, 0], -1)
+    expected = [
+        -(0.1 * first[0, 4] + 0.1 * first[1, 4] + first[2, 1]),
+        -(second[0, 1] + 0.1 * second[1, 4] + 0.1 * second[2, 4]),
+    ]
+    assert losses.tolist() == pytest.approx(torch.stack(expected).tolist(), rel=1e-6)
 
 
 def test_half_precision_model_outputs_are_summed_in_float32():
@@ -184,7 +187,7 @@ def plain_points(logits, config):
 
 
 def plain_losses(class_logits, embeddings, features, masks, classes, config):
-    """All full masks at once, everything in float, one prediction after the other."""
+    """All full masks at once in floating point, one prediction after the other."""
     full = torch.einsum("lnqc,nchw->lnqhw", embeddings, features)
     count = max(sum(map(len, classes)), 1)
     total = 0
@@ -228,7 +231,7 @@ def test_loss_and_gradients_are_those_of_the_plain_formulation(counts, kind):
     masks = [m == own for m, own in zip(maps, ids, strict=True)]
     classes = [torch.randint(3, (count,), generator=generator) for count in counts]
     given = {"bool": masks, "label map": maps}[kind]
-    annotations = make_annotations(given, classes, None, config, torch.device("cpu"))
+    annotations = make_annotations(given, classes, 2, (40, 48), 3, 255)
     with same_points():
         ours = sum(segmentation_losses(*predictions, annotations, config).values())
         plain = plain_losses(*predictions, [m.double() for m in masks], classes, config)
@@ -255,7 +258,7 @@ class Largest(TorchDispatchMode):
         return output
 
 
-def test_no_tensor_of_all_predictions_masks_exists_while_training():
+def test_the_masks_of_all_predictions_never_exist_while_training():
     model = tiny_model(num_queries=60).train()
     masks, classes = make_labels(0, [3, 2], (64, 64), 3)
     all_masks = 4 * 2 * 60 * 16 * 16  # layers, images, queries, height and width
@@ -269,11 +272,11 @@ def test_no_tensor_of_all_predictions_masks_exists_while_training():
     assert largest.elements == all_masks
 
 
-def test_images_of_which_nothing_counts_have_a_class_loss_and_gradients():
+def test_images_of_ignored_pixels_only_have_a_class_loss_and_gradients():
     model = tiny_model("swin").train()
-    nothing = torch.full((64, 64), IGNORED)
+    ignored = torch.full((64, 64), IGNORED)
     classes = [torch.tensor([0, 2]), torch.tensor([1])]
-    output = model(pixels(), mask_labels=[nothing] * 2, class_labels=classes)
+    output = model(pixels(), mask_labels=[ignored] * 2, class_labels=classes)
     output.loss.backward()
     parts = {name: float(loss) for name, loss in output.loss_dict.items()}
     assert all(loss == 0 for name, loss in parts.items() if "cross_entropy" not in name)
@@ -310,7 +313,7 @@ def test_a_label_map_and_its_masks_give_the_same_loss_and_gradients(padded):
         assert relative_error(of_map, of_masks) < 1e-12  # measured: 6.3e-16
 
 
-# ---- what is ignored ----------------------------------------------------------------------------
+# ---- ignored pixels ------------------------------------------------------------------------------
 
 
 def random_prediction(seed=0):
@@ -322,15 +325,13 @@ def random_prediction(seed=0):
 
 def losses_of(features, annotation, config):
     embeddings, _ = random_prediction()
-    matches = [(torch.tensor([0, 3]), torch.tensor([1, 0]))]
+    matches = [(torch.tensor([[0, 3]]), torch.tensor([[1, 0]]))]
     torch.manual_seed(2)
-    bce, dice = mask_losses(
-        embeddings[None], features, [annotation], [matches], torch.tensor(2.0), config
-    )
-    return bce[0], dice[0]
+    cross_entropy, dice = mask_losses(embeddings[None], features, [annotation], matches, config)
+    return cross_entropy[0], dice[0]
 
 
-def test_mask_losses_are_those_of_the_points_that_count():
+def test_mask_losses_are_means_over_the_points_that_count():
     """The same points, with the loss of those that touch no ignored pixel written out."""
     config = tiny_model(importance_sample_ratio=0.0).config
     (embeddings, features), (masks, classes) = random_prediction(), make_labels(0, [2], (16, 16), 3)
@@ -338,27 +339,27 @@ def test_mask_losses_are_those_of_the_points_that_count():
     ignored[0, :, 8:] = ignored[1, 12:] = True
     bce, dice = losses_of(features, Annotation(masks[0], classes[0], ignored), config)
     torch.manual_seed(2)
-    # None is chosen for what the mask is there. The first points are those of the first target.
+    # With a ratio of 0 no point depends on the logits.
     points = uncertain_points(torch.zeros(2, 8, 8, dtype=torch.float64), 50, 3.0, 0.0)
 
-    def at(map_, place):
-        grid = (2 * place - 1)[None, None]
+    def at(map_, own_points):
+        grid = (2 * own_points - 1)[None, None]
         return F.grid_sample(map_[None, None].double(), grid, align_corners=False)[0, 0, 0]
 
     expected_bce, expected_dice = 0, 0
-    for query, target, place in ((0, 1, points[1]), (3, 0, points[0])):
-        counts = at(ignored[target], place) == 0
+    for query, target, own_points in ((0, 1, points[0]), (3, 0, points[1])):
+        counts = at(ignored[target], own_points) == 0
         assert 10 < counts.sum() < 50
-        x = at(torch.einsum("c,chw->hw", embeddings[0, query], features[0]), place)[counts]
-        t = at(masks[0][target], place)[counts]
+        x = at(torch.einsum("c,chw->hw", embeddings[0, query], features[0]), own_points)[counts]
+        t = at(masks[0][target], own_points)[counts]
         p = x.sigmoid()
         expected_bce += F.binary_cross_entropy_with_logits(x, t)
         expected_dice += 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
-    assert float(bce) == pytest.approx(float(expected_bce / 2), rel=1e-12)
-    assert float(dice) == pytest.approx(float(expected_dice / 2), rel=1e-12)
+    assert float(bce) == pytest.approx(float(expected_bce), rel=1e-12)
+    assert float(dice) == pytest.approx(float(expected_dice), rel=1e-12)
 
 
-def test_nothing_ignored_is_the_loss_without_a_mask():
+def test_an_empty_map_of_ignored_pixels_changes_no_loss():
     config = tiny_model().config
     (_, features), (masks, classes) = random_prediction(), make_labels(0, [2], (16, 16), 3)
     none = losses_of(features, Annotation(masks[0], classes[0]), config)
@@ -367,13 +368,13 @@ def test_nothing_ignored_is_the_loss_without_a_mask():
 
 
 def test_predictions_under_ignored_pixels_have_no_loss_and_draw_no_points(monkeypatch):
-    """Unsure as they are, they must not take the points away from the image."""
+    """Uncertain as they are, they must not take points away from the image."""
     options = {"train_num_points": 40, "importance_sample_ratio": 1.0, "oversample_ratio": 6.0}
     config = tiny_model(**options).config
     (_, features), (masks, classes) = random_prediction(), make_labels(0, [2], (16, 16), 3)
     ignored = torch.zeros(1, 16, 16, dtype=torch.bool)
     ignored[..., 8:] = True
-    features[..., 4:] = 0  # logits of 0 are as unsure as can be
+    features[..., 4:] = 0  # the most uncertain logits
     features.requires_grad_()
     counted = []
     original = Annotation.weights
@@ -387,7 +388,7 @@ def test_predictions_under_ignored_pixels_have_no_loss_and_draw_no_points(monkey
     assert torch.equal(counted[0], torch.ones(2, 40, dtype=torch.float64))
 
 
-def test_an_annotation_that_is_ignored_altogether_has_no_mask_loss():
+def test_an_annotation_of_ignored_pixels_only_has_no_mask_loss():
     config = tiny_model().config
     (_, features), (masks, classes) = random_prediction(), make_labels(0, [2], (16, 16), 3)
     everything = torch.ones(1, 16, 16, dtype=torch.bool)
@@ -395,7 +396,7 @@ def test_an_annotation_that_is_ignored_altogether_has_no_mask_loss():
     assert [float(loss) for loss in losses] == [0, 0]
 
 
-def test_values_to_ignore_in_the_masks_count_for_nothing():
+def test_the_ignore_value_in_masks_keeps_pixels_out_of_the_loss():
     """Two masks that differ in ignored pixels only have the same loss; as values they would not."""
     model, (masks, classes) = tiny_model(), make_labels(0, [2], (64, 64), 3)
     losses = []
@@ -430,7 +431,7 @@ def test_padding_takes_no_part_in_the_loss():
     assert relative_error(results[0][1], results[1][1]) < 1e-9
 
 
-def test_a_padded_image_can_have_odd_extents():
+def test_a_padded_image_can_have_an_odd_size():
     model = tiny_model("swin")
     masks, classes = make_labels(0, [2, 1], (70, 90), 3)
     pixel_mask = torch.ones(2, 70, 90)

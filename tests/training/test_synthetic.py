@@ -1,10 +1,10 @@
 import copy
-import itertools
 
 import torch
 
 from mask2former import Mask2FormerForUniversalSegmentation
 from mask2former.data.scene_dataset import SceneDataset
+from mask2former.losses.annotations import Annotation
 from mask2former.scenes.scene import HELD_OUT_SEEDS, render_scene
 from mask2former.training import synthetic
 from tests.reference import tiny_model
@@ -30,7 +30,7 @@ def test_pretraining_changes_the_backbone_alone():
 
 def test_a_run_goes_on_where_it_ended_and_its_model_is_halved(tmp_path):
     recipe = synthetic.RECIPE.replace(
-        steps=3, warmup_steps=1, batch_size=2, workers=0, save_every=1
+        max_steps=3, warmup_steps=1, global_batch_size=2, dataloader_num_workers=0, save_steps=1
     )
     torch.manual_seed(0)
     model = tiny_model(num_labels=7).train()
@@ -48,7 +48,7 @@ def test_a_run_goes_on_where_it_ended_and_its_model_is_halved(tmp_path):
 
 def test_class_maps_name_every_pixel_and_keep_classes_when_resized():
     scene = render_scene(5, 64, 64)
-    truth = synthetic.class_maps(*_targets([5]))
+    truth = synthetic.class_maps(_batch([5])["annotations"])
     for segment in scene.segments_info:
         where = torch.from_numpy(scene.segmentation == segment["id"])
         assert (truth[0][where] == segment["label_id"]).all()
@@ -61,13 +61,10 @@ def test_the_bundled_architecture_fits_six_megabytes_in_float16():
     assert 2 * sum(p.numel() for p in model.parameters()) < 5.9e6
 
 
-def _targets(seeds):
-    samples = [SceneDataset(seeds, 64)[i] for i in range(len(seeds))]
-    return [sample.masks for sample in samples], [sample.labels for sample in samples]
-
-
 def _batch(seeds):
-    masks, labels = _targets(seeds)
-    pictures = itertools.islice(SceneDataset(seeds, 64), len(seeds))
-    pixels = torch.stack([sample.image / 255 for sample in pictures])
-    return {"pixel_values": pixels, "mask_labels": masks, "class_labels": labels}
+    dataset = SceneDataset(seeds, 64)
+    samples = [dataset[index] for index in range(len(seeds))]
+    return {
+        "pixel_values": torch.stack([sample.image / 255 for sample in samples]),
+        "annotations": [Annotation(sample.masks, sample.labels) for sample in samples],
+    }

@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mask2former.model.backbones.feature_pyramid import FeaturePyramid
 from mask2former.model.gradient_checkpointing import count_batches_once
-from mask2former.model.padding import whole_cells
+from mask2former.model.padding import pad_to_multiple, valid_sizes
 
 
 class LibraryBackbone(nn.Module):
@@ -19,9 +19,9 @@ class LibraryBackbone(nn.Module):
     of a plain vision transformer (DINOv2, DINOv3, ...) become those of `feature_strides` through a
     `FeaturePyramid`.
 
-    Sizes. An image is filled up with zeros, never stretched, to whole cells of the coarsest stride
-    and whole patches; maps are cut to the cells that hold image. Position embeddings follow the
-    size by the library's own means.
+    Sizes. An image is padded with zeros, never stretched, to a multiple of the coarsest stride and
+    of the patch size; maps are cropped to the positions that hold image. Position embeddings follow
+    the size by the library's own means.
 
     Padding. Such a network cannot be told what is padding, so images of a batch that differ in size
     run apart, each at its own size, and those of one size together: an image gives the same answer
@@ -50,7 +50,7 @@ class LibraryBackbone(nn.Module):
         self.body = body
         self._checkpointing = False
         self._counting_once: list[RemovableHandle] = []
-        # Patches of a plain vision transformer, coarsest cells of any other network, in pixels.
+        # In pixels: of a plain vision transformer the patch size, else the coarsest stride.
         self.body_stride = max(strides)
         self.pyramid = None
         if pyramid_strides is not None:
@@ -66,7 +66,7 @@ class LibraryBackbone(nn.Module):
         self.stride = max(self.strides)
 
     def read(self, pixel_values: Tensor) -> list[Tensor]:
-        """The network's maps (N, C_i, H_i, W_i) of images that are whole cells."""
+        """The network's maps (N, C_i, H_i, W_i) of images padded to its strides."""
         raise NotImplementedError
 
     def checkpoint_layers(self, value: bool) -> bool:
@@ -92,18 +92,19 @@ class LibraryBackbone(nn.Module):
         """`pixel_mask` bool (N, H, W), True where there is image; outputs are zero elsewhere."""
         if pixel_mask is None:
             return self._maps(pixel_values)
-        extents = torch.stack((pixel_mask.any(2).sum(1), pixel_mask.any(1).sum(1)), 1)
-        sizes, group = extents.unique(dim=0, return_inverse=True)
-        parts = []
+        sizes, group = valid_sizes(pixel_mask).unique(dim=0, return_inverse=True)
+        groups = []
         for index, (height, width) in enumerate(sizes.tolist()):
             maps = self._maps(pixel_values[group == index, :, :height, :width])
-            parts.append(self._on_canvas(maps, *pixel_values.shape[-2:]))
-        place = group.argsort(stable=True).argsort()
-        return [torch.cat(level)[place] for level in zip(*parts, strict=True)]
+            groups.append(self._on_canvas(maps, *pixel_values.shape[-2:]))
+        order = group.argsort(stable=True).argsort()
+        return [torch.cat(level)[order] for level in zip(*groups, strict=True)]
 
     def _maps(self, pixel_values: Tensor) -> list[Tensor]:
         height, width = pixel_values.shape[-2:]
-        maps = self.read(whole_cells(whole_cells(pixel_values, self.stride), self.body_stride))
+        maps = self.read(
+            pad_to_multiple(pad_to_multiple(pixel_values, self.stride), self.body_stride)
+        )
         if self.pyramid is not None:
             maps = self.pyramid(maps * (len(self.strides) // len(maps)))
         return [
@@ -112,7 +113,7 @@ class LibraryBackbone(nn.Module):
         ]
 
     def _on_canvas(self, maps: list[Tensor], height: int, width: int) -> list[Tensor]:
-        """The maps with zeros at the bottom and right, up to a canvas of whole cells."""
+        """The maps with zeros at the bottom and right, up to the size of the whole canvas."""
         return [
             F.pad(x, (0, width // stride - x.shape[-1], 0, height // stride - x.shape[-2]))
             for x, stride in zip(maps, self.strides, strict=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mask2former.configuration.activations import ACTIVATIONS
 from mask2former.configuration.backbones import ResNetConfig
 from mask2former.model.gradient_checkpointing import LayerStack
-from mask2former.model.padding import cell_mask, without_padding
+from mask2former.model.padding import mask_at, mask_padding
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -61,8 +61,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, pixel_mask: Tensor | None) -> Tensor:
         residual = x if self.shortcut is None else self.shortcut(x)
         for conv in self.convs[:-1]:
-            x = without_padding(self.activation(conv(x)), pixel_mask)
-        return without_padding(self.activation(self.convs[-1](x) + residual), pixel_mask)
+            x = mask_padding(self.activation(conv(x)), pixel_mask)
+        return mask_padding(self.activation(self.convs[-1](x) + residual), pixel_mask)
 
 
 class ResNetBackbone(LayerStack):
@@ -105,12 +105,10 @@ class ResNetBackbone(LayerStack):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
         """`pixel_mask` bool (N, H, W), True where there is image; outputs are zero elsewhere."""
-        x = self.activation(self.stem(without_padding(pixel_values, pixel_mask)))
-        if pixel_mask is not None:  # as the pool pads
-            x = x.masked_fill(~cell_mask(pixel_mask, *x.shape[-2:])[:, None], -torch.inf)
-        x = self.pool(x)
-        if pixel_mask is not None:
-            x = x.masked_fill(~cell_mask(pixel_mask, *x.shape[-2:])[:, None], 0.0)
+        x = self.activation(self.stem(mask_padding(pixel_values, pixel_mask)))
+        if pixel_mask is not None:  # the pool pads with the same
+            x = x.masked_fill(~mask_at(pixel_mask, *x.shape[-2:])[:, None], -torch.inf)
+        x = mask_padding(self.pool(x), pixel_mask)
         features = []
         for index, stage in enumerate(self.stages):
             for block in stage:

@@ -4,7 +4,6 @@ Windows"), with a layer norm on each returned feature map, as dense prediction u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,35 +12,29 @@ from torch.nn import functional as F
 from mask2former.configuration.activations import ACTIVATIONS
 from mask2former.configuration.backbones import SwinConfig
 from mask2former.model.backbones.window_attention import WindowAttention
-from mask2former.model.feed_forward import feed_forward
-from mask2former.model.gradient_checkpointing import LayerStack, recomputed
-from mask2former.model.in_parts import is_recorded
-from mask2former.model.padding import cell_mask, without_padding
-
-Branch = Callable[..., Tensor]
+from mask2former.model.gradient_checkpointing import LayerStack
+from mask2former.model.padding import mask_at, mask_padding, pad_to_multiple
 
 
 class DropPath(nn.Module):
-    """Adds a branch to a residual stream; while training, stochastic depth drops it for some images
-    (Huang et al. 2016), for which a processor does not even compute it."""
+    """Stochastic depth (Huang et al. 2016): while training, a branch is dropped for some images.
+
+    Args:
+        rate: probability of a drop, from 0 to below 1. Kept branches are divided by `1 - rate`, so
+            that the mean stays.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, branch: Branch, *of_images: Tensor | None) -> Tensor:
-        """`x + branch(x, *of_images)`, all of them with one entry for each image, or None."""
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` (N, ...) with zeros for the dropped images."""
         if not self.training or self.rate == 0.0:
-            return x + branch(x, *of_images)
+            return x
         keep = 1.0 - self.rate
-        kept = x.new_empty(len(x)).bernoulli_(keep)
-        if x.device.type != "cpu" or is_recorded():  # where nobody can look at them yet
-            return x + branch(x, *of_images) * (kept / keep).view(-1, *[1] * (x.dim() - 1))
-        index = kept.nonzero()[:, 0]
-        if len(index) in (0, len(x)):  # with none at all its weights still want gradients
-            return torch.add(x, branch(x, *of_images), alpha=1 / keep if len(index) else 0.0)
-        added = branch(x[index], *(None if y is None else y[index] for y in of_images))
-        return x.index_add(0, index, added.to(x.dtype), alpha=1 / keep)
+        kept = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(keep)
+        return x * (kept / keep)
 
 
 class SwinBlock(nn.Module):
@@ -51,9 +44,9 @@ class SwinBlock(nn.Module):
         self, config: SwinConfig, dim: int, num_heads: int, shifted: bool, drop_path: float
     ) -> None:
         super().__init__()
-        self.shift = config.window_size // 2 if shifted else 0
+        shift = config.window_size // 2 if shifted else 0
         self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.attention = WindowAttention(config, dim, num_heads)
+        self.attention = WindowAttention(config, dim, num_heads, shift)
         self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.fc1 = nn.Linear(dim, int(config.mlp_ratio * dim))
         self.fc2 = nn.Linear(int(config.mlp_ratio * dim), dim)
@@ -61,14 +54,14 @@ class SwinBlock(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = DropPath(drop_path)
 
-    def _attend(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        return self.dropout(self.attention(x, self.norm1, self.shift, valid))
+    def mlp(self, x: Tensor) -> Tensor:
+        """Two linear layers with the activation between them, on each position."""
+        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(x)))))
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """`x` (N, H, W, C); `valid` bool (N, H, W), True where there is image."""
-        x = self.drop_path(x, self._attend, valid)
-        linears = self.fc1, self.activation, self.fc2
-        return feed_forward(x, self.norm2, *linears, normed_residual=False, dropout=self.dropout)
+        x = x + self.drop_path(self.attention(self.norm1(x), valid))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class PatchMerging(nn.Module):
@@ -126,11 +119,17 @@ class SwinBackbone(LayerStack):
         self._initialise(config.initializer_range)
 
     def _initialise(self, std: float) -> None:
+        """As in Swin's own code: the patch embedding keeps nn.Conv2d's default."""
+        tables = [m.position_bias for m in self.modules() if isinstance(m, WindowAttention)]
+        if self.position is not None:
+            tables.append(self.position)
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear):
+                tables.append(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for table in tables:
+            nn.init.trunc_normal_(table, std=std)
 
     def _absolute_position(self, height: int, width: int) -> Tensor:
         side = math.isqrt(self.position.shape[1])
@@ -142,10 +141,8 @@ class SwinBackbone(LayerStack):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
         """`pixel_mask` bool (N, H, W), True where there is image; outputs are zero elsewhere."""
-        pixel_values = without_padding(pixel_values, pixel_mask)
-        height, width = pixel_values.shape[-2:]
-        patch = self.config.patch_size
-        x = self.patch_embed(F.pad(pixel_values, (0, -width % patch, 0, -height % patch)))
+        pixel_values = mask_padding(pixel_values, pixel_mask)
+        x = self.patch_embed(pad_to_multiple(pixel_values, self.config.patch_size))
         x = self.patch_norm(x.permute(0, 2, 3, 1))
         if self.position is not None:
             x = x + self._absolute_position(x.shape[1], x.shape[2])
@@ -155,13 +152,13 @@ class SwinBackbone(LayerStack):
         for index, blocks in enumerate(self.stages):
             if index > 0:
                 x = x if valid is None else x.masked_fill(~valid[..., None], 0.0)
-                x = recomputed(self.merges[index - 1], x)
+                x = self.run(self.merges[index - 1], x)
             if pixel_mask is not None:
-                valid = cell_mask(pixel_mask, *x.shape[1:3])
+                valid = mask_at(pixel_mask, *x.shape[1:3])
             for block in blocks:
                 x = self.run(block, x, valid)
             name = f"stage{index + 1}"
             if name in self.norms:
                 feature = self.norms[name](x).permute(0, 3, 1, 2)
-                features.append(without_padding(feature, pixel_mask))
+                features.append(mask_padding(feature, pixel_mask))
         return features
