@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mask2former.images.read import read_tensor
+from mask2former.images.read import read_image
 from mask2former.io.errors import DataError
 
 
@@ -108,11 +108,10 @@ def read_pixels(path: Path, size: tuple[int, int] | None = None, by: str = "") -
     Raises:
         DataError: the file is missing, damaged, or of another size.
     """
-    image = read_tensor(path)
-    height, width = image.shape[-2:]
-    if size is not None and (height, width) != tuple(size):
+    image = read_image(path)
+    if size is not None and (image.height, image.width) != tuple(size):
         raise DataError(
-            f"{path} is {height}x{width} (height x width) but {by} is for {size[0]}x{size[1]}; was "
-            "the image resized, or turned by its EXIF orientation?"
+            f"{path} is {image.height}x{image.width} (height x width) but {by} is for "
+            f"{size[0]}x{size[1]}; was the image resized, or turned by its EXIF orientation?"
         )
-    return image
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
