@@ -345,7 +345,7 @@ def _with_segments(sample: Sample, masks: Tensor, kept: Tensor) -> Sample:
 
 
 def _without_segments_outside(sample: Sample, size: Size, offset: Offset, crop: Size) -> Sample:
-    """Without the masks of which the part shows nothing, so that they need no resizing."""
+    """Without the masks that have no pixel in the part. They need no resizing."""
     rows, columns = _source_pixels(sample.size, size, offset, crop)
     part = sample.masks[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     kept = _occupied(part)

@@ -167,9 +167,9 @@ class _Batches(data.Dataset):
         return {**batch, "skipped": skipped} if skipped else batch
 
     def _sample(self, number: int, skipped: list[str]) -> Sample:
-        epoch, place = divmod(number, len(self.dataset))
+        epoch, position = divmod(number, len(self.dataset))
         order = _epoch_order(len(self.dataset), self.seed, epoch)
-        for index in np.roll(order, -place):
+        for index in np.roll(order, -position):
             try:
                 sample = self.dataset[int(index)]
             except DataError as error:

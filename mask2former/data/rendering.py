@@ -1,7 +1,7 @@
 """Renders scenes into data sets on disk: `python -m mask2former.data.rendering --out DIR`.
 
-The layouts are those of published data sets, so that every tool that reads these can read the
-scenes; pictures and masks are exact (PNG, RLE).
+The layouts are those of published data sets, so every tool that reads these reads the scenes.
+Pictures and masks are exact (PNG, RLE).
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _panoptic_scene(seed: int, split: _Split) -> tuple[dict, list[dict]]:
     path = split.root / "annotations" / f"panoptic_{split.name}" / image["file_name"]
     save_png(id_map_to_rgb(ids), path)
     records = [
-        {"id": number, "category_id": category.id, "iscrowd": 0, **_extent(ids == number)}
+        {"id": number, "category_id": category.id, "iscrowd": 0, **_area_and_box(ids == number)}
         for number, category in segments
     ]
     annotation = {"image_id": seed, "file_name": path.name, "segments_info": records}
@@ -176,7 +176,7 @@ def _instance_scene(seed: int, split: _Split) -> tuple[dict, list[dict]]:
             "image_id": seed,
             "category_id": category.id,
             "iscrowd": 0,
-            **_extent(ids == number),
+            **_area_and_box(ids == number),
             "segmentation": mask_to_rle(torch.from_numpy(ids == number)),
         }
         for number, category in segments
@@ -218,7 +218,7 @@ def _picture(
     return record, *split.taxonomy.annotate(scene)
 
 
-def _extent(mask: np.ndarray) -> dict[str, Any]:
+def _area_and_box(mask: np.ndarray) -> dict[str, Any]:
     """Area and bounding box [x, y, width, height] of a mask, in pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     left, top = int(columns[0]), int(rows[0])
@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--first-seed", type=_count, default=0, metavar="K", help="default: %(default)s")
     add("--held-out", action="store_true", help=f"take val from seeds {HELD_OUT_SEEDS.start} on")
     add("--taxonomy", choices=tuple(TAXONOMIES), default="shapes", help="default: %(default)s")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: all processors)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
     args = parser.parse_args(argv)
     middle = args.first_seed + args.train
     val_start = HELD_OUT_SEEDS.start if args.held_out else middle

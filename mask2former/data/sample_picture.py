@@ -44,7 +44,7 @@ def shrunk(image: Tensor, ids: Tensor, side: int) -> tuple[Image.Image, np.ndarr
 def named(
     segments: Sequence[Mapping[str, Any]], id2label: Mapping[int, str]
 ) -> list[dict[str, Any]]:
-    """The segments with the names of their classes as "label", those of crowds say so."""
+    """The segments with the names of their classes as "label", which crowds add to."""
     return [
         {
             **segment,

@@ -52,11 +52,11 @@ def _segments(scene: Scene, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
     if task == "instance":
         numbers = torch.tensor([segment["id"] for segment in kept], dtype=torch.int32)
         return ids == numbers[:, None, None], labels
-    places = torch.arange(len(kept), dtype=torch.int32)
+    numbers = torch.arange(len(kept), dtype=torch.int32)
     if task == "semantic":
         labels, inverse = labels.unique(return_inverse=True)
-        places = inverse.to(torch.int32)
+        numbers = inverse.to(torch.int32)
     table = torch.full((int(ids.max()) + 1,), VOID, dtype=torch.int32)
-    for segment, place in zip(kept, places, strict=True):
-        table[segment["id"]] = place
+    for segment, number in zip(kept, numbers, strict=True):
+        table[segment["id"]] = number
     return table[ids.long()], labels

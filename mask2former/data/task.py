@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mask2former.data.dataset import VOID, Sample, SegmentationDataset, Task
-from mask2former.data.label_image import class_segments
+from mask2former.data.label_maps import class_segments
 
 __all__ = ["as_task"]
 
@@ -41,7 +41,7 @@ class _View(SegmentationDataset):
 
     def __init__(self, dataset: SegmentationDataset, labels: list[int]) -> None:
         self.dataset = dataset
-        self.id2label = {place: dataset.id2label[label] for place, label in enumerate(labels)}
+        self.id2label = {new: dataset.id2label[old] for new, old in enumerate(labels)}
         self.category_ids = [dataset.category_ids[label] for label in labels]
         self.skipped = dataset.skipped
 
@@ -78,8 +78,8 @@ def _painted(sample: Sample) -> np.ndarray:
     classes = np.full(sample.size, VOID, np.int32)
     masks, crowd = sample.masks.numpy(), sample.crowd.tolist()
     areas = [np.count_nonzero(mask) for mask in masks]
-    for place in sorted(range(len(masks)), key=lambda place: (not crowd[place], -areas[place])):
-        classes[masks[place]] = int(sample.labels[place])
+    for i in sorted(range(len(masks)), key=lambda i: (not crowd[i], -areas[i])):
+        classes[masks[i]] = int(sample.labels[i])
     return classes
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mask2former.data.dataset import VOID, Sample, SegmentationDataset, Splits
-from mask2former.data.label_image import read_label_map
+from mask2former.data.label_maps import read_label_map
 from mask2former.data.records import BadRecords, Listing, PackedRecords, read_pixels
 from mask2former.io.errors import DataError
 

@@ -15,7 +15,7 @@ from mask2former.data.dataset import VOID
 from mask2former.io.errors import DataError
 from mask2former.io.files import read_json
 
-# What marks void in maps of 8 bits, and in those of more classes than these can number.
+# The number of void in label maps of up to 255 classes, and of more.
 _VOID_NUMBER, _WIDE_VOID_NUMBER = 255, 65535
 _ADE_NAMES = "objectInfo150.txt"
 
@@ -75,7 +75,7 @@ def find_class_numbers(
 ) -> ClassNumbers:
     """The classes of all the label maps of a data set.
 
-    Their names are in a file in `folder`: classes.txt or labels.txt with one in each line,
+    Their names are in a file in `folder`: classes.txt or labels.txt with one per line,
     id2label.json with {"0": name, ...}, or ADE20K's objectInfo150.txt. Without one the classes are
     numbered up to the highest number in the maps, all of which are read for this.
 
@@ -137,7 +137,7 @@ def _numbered(found: set[int], reduce_labels: bool, folder: Path) -> list[str]:
     if highest > _VOID_NUMBER:
         raise DataError(
             f"The label maps in {folder} have numbers up to {highest}; write the names of the "
-            "classes into classes.txt, one in a line, to say how many there are."
+            "classes into classes.txt, one per line, to say how many there are."
         )
     names = [str(number) for number in range(reduce_labels, highest + 1)]
     occurring = len(found - {_VOID_NUMBER} - ({0} if reduce_labels else set()))

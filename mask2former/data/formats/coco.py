@@ -75,10 +75,10 @@ class CocoInstances(SegmentationDataset):
         """(annotation id, label, crowd, area, segmentation) of the annotations of every image."""
         labels = {number: label for label, number in enumerate(self.category_ids)}
         objects = defaultdict(list)
-        for place, annotation in enumerate(annotations):
+        for index, annotation in enumerate(annotations):
             with bad:
                 number = annotation.get("id") if isinstance(annotation, dict) else None
-                where = f"{self.file}: annotation {f'number {place}' if number is None else number}"
+                where = f"{self.file}: annotation {f'number {index}' if number is None else number}"
                 image = field(annotation, "image_id", (int, str), where)
                 if image not in entries:
                     if image in listed:

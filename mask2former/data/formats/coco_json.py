@@ -115,14 +115,14 @@ def read_categories(
         kept[number] = category
         names.add(name)
     if not kept:
-        raise DataError(f"{file} has no categories; list those of its annotations.")
+        raise DataError(f"{file} has no categories; list the categories of its annotations.")
     return [kept[number] for number in sorted(kept)]
 
 
 def read_images(
     images: list[Any], folder: Path, file: Path, bad: BadRecords
 ) -> dict[int | str, ImageEntry]:
-    """The images of the file by id, in its order; those that are not in `folder` are bad."""
+    """The images of the file by id, in its order. Images that are not in `folder` are bad."""
     entries: dict[int | str, ImageEntry] = {}
     names: dict[str, str] = {}  # by path
     listing = Listing()

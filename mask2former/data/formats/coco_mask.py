@@ -51,9 +51,9 @@ def check_polygon(points: Any, size: tuple[int, int], where: str) -> None:
         *(min(points[1::2]), max(points[1::2])),
     )
     reach = max(size)
-    apart = right <= 0 or bottom <= 0 or left >= width or top >= height
+    outside = right <= 0 or bottom <= 0 or left >= width or top >= height
     far = min(left, top) < -reach or right > width + reach or bottom > height + reach
-    if apart or far:
+    if outside or far:
         raise DataError(
             f"{where}: a polygon from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) lies outside "
             f"its image, which is {width} wide and {height} high."

@@ -34,8 +34,8 @@ _VOID_ID = 0  # the colour of pixels that belong to no segment
 
 def png_folder(file: Path) -> Path | None:
     """The folder of a panoptic file's PNG files, which has its name, if there is one."""
-    places = (file.parent / file.stem, file.parent.parent / file.stem)
-    return next((place for place in places if place.is_dir()), None)
+    folders = (file.parent / file.stem, file.parent.parent / file.stem)
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 class CocoPanoptic(SegmentationDataset):
@@ -44,7 +44,7 @@ class CocoPanoptic(SegmentationDataset):
     Args:
         file: the JSON file.
         images: the folder of images; looked for if None.
-        skip_bad: leave out images of which anything is bad.
+        skip_bad: leave out images whose record or annotation is bad.
 
     Raises:
         DataError: the file is not what it should be; or a record is not, unless `skip_bad`.
@@ -127,7 +127,7 @@ class CocoPanoptic(SegmentationDataset):
         image = read_pixels(entry.path, entry.size, f"its entry in {self.file}")
         ids = _read_ids(path, entry.size)
         numbers = [number for number, *_ in segments]
-        masks = segment_places(ids, numbers, path, f"{self.file}: image {entry.name}")
+        masks = index_map(ids, numbers, path, f"{self.file}: image {entry.name}")
         labels = torch.tensor([label for _, label, *_ in segments], dtype=torch.int64)
         crowd = torch.tensor([crowd for _, _, crowd, _ in segments], dtype=torch.bool)
         areas = [area for *_, area in segments]
@@ -187,8 +187,8 @@ def _read_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
     return rgb_to_id_map(colours)
 
 
-def segment_places(ids: np.ndarray, listed: list[int], path: Path, where: str) -> torch.Tensor:
-    """A map of segment ids as label map, int32 (H, W), of the places of ids in `listed`.
+def index_map(ids: np.ndarray, listed: list[int], path: Path, where: str) -> torch.Tensor:
+    """A map of segment ids as a map of their indices in `listed`, int32 (H, W).
 
     Raises:
         DataError: an id of the map other than 0 is not listed, or a listed one is not in the map.

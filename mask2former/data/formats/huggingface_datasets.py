@@ -24,7 +24,7 @@ from mask2former.data.formats.class_numbers import ClassNumbers, find_class_numb
 from mask2former.data.formats.coco import check_crowd, check_measures, check_segmentation
 from mask2former.data.formats.coco_mask import decode, require_mask_api
 from mask2former.data.formats.label_folder import ONLY_SPLIT
-from mask2former.data.label_image import class_segments, label_array
+from mask2former.data.label_maps import class_segments, label_array
 from mask2former.data.records import BadRecords
 from mask2former.images.read import DECODING_ERRORS
 from mask2former.images.tensors import rgb_image
@@ -132,7 +132,7 @@ def _records(lists: dict[str, list[Any] | None], where: str) -> list[dict[str, A
     lengths = {key: len(values) for key, values in lists.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
-            f"{where} has objects of which the fields differ in number ("
+            f"{where} has objects whose fields differ in number ("
             + ", ".join(f"{number} of {key}" for key, number in lengths.items())
             + "); give every object each of them."
         )
@@ -234,8 +234,8 @@ class InstanceRows(_Rows):
             objects = _records(objects, where)
         masks = np.zeros((len(objects), *image.shape[-2:]), bool)
         read = [
-            self._read(entry, mask, f"{where}, object {place}")
-            for place, (entry, mask) in enumerate(zip(objects, masks, strict=True))
+            self._read(entry, mask, f"{where}, object {i}")
+            for i, (entry, mask) in enumerate(zip(objects, masks, strict=True))
         ]
         labels = torch.tensor([label for label, _, _ in read], dtype=torch.int64)
         crowd = torch.tensor([crowd for _, crowd, _ in read], dtype=torch.bool)

@@ -15,7 +15,7 @@ import torch
 
 from mask2former.data.dataset import Sample, SegmentationDataset, Splits
 from mask2former.data.formats.class_numbers import ClassNumbers, find_class_numbers
-from mask2former.data.label_image import class_segments, read_label_map
+from mask2former.data.label_maps import class_segments, read_label_map
 from mask2former.data.records import BadRecords, PackedRecords, files_below, read_pixels
 from mask2former.images.read import IMAGE_SUFFIXES
 from mask2former.io.errors import DataError

@@ -137,19 +137,21 @@ def _images(values: dict[str, Any], split: str, file: Path) -> tuple[Path, list[
     root = file.parent / _slashed(values.get("path") or ".")
     if not root.is_dir():  # a path on the machine that wrote it
         root = file.parent
-    places = values[split] if isinstance(values[split], list) else [values[split]]
+    sources = values[split] if isinstance(values[split], list) else [values[split]]
     images: list[Path] = []
-    for place in map(_slashed, places):
-        path = root / place
-        if not path.exists() and place.startswith("../"):
-            path = root / place[3:]  # Roboflow's are relative to a folder beside the file's
+    for source in map(_slashed, sources):
+        path = root / source
+        if not path.exists() and source.startswith("../"):
+            path = root / source[3:]  # Roboflow's are relative to a folder beside the file's
         if path.is_dir():
             images += files_below(path, IMAGE_SUFFIXES)
         elif path.is_file():
             lines = _lines(path)
             images += [path.parent / _slashed(line.strip()) for line in lines if line.strip()]
         else:
-            raise DataError(f"{file}: {split} is {place}, but there is no {path}; mend the path.")
+            raise DataError(
+                f"{file}: {split} is {source}, but there is no {path}; correct the path."
+            )
     if not images:
         raise DataError(f"{file}: there are no images in {split}, {values[split]}.")
     return root, sorted(Path(os.path.normpath(image)) for image in images)
@@ -163,9 +165,9 @@ def _slashed(path: Any) -> str:
 def _label_file(image: Path) -> Path:
     """labels/ in place of the last images/ of the path."""
     parts = list(image.parts)
-    places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
-    if places:
-        parts[places[-1]] = "labels"
+    folders = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    if folders:
+        parts[folders[-1]] = "labels"
     return Path(*parts).with_suffix(".txt")
 
 

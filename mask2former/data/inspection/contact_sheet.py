@@ -24,9 +24,9 @@ _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 def contact_sheet(dataset: SegmentationDataset, samples: int = 12, seed: int = 0) -> Image.Image:
     """Samples spread over the data set: picture, picture with masks, and the name under them.
 
-    Of overlapping masks the smaller lies on top. Void is dark in panoptic and semantic samples; in
-    those of instances what belongs to none stays as it is. One sample at a time is held in full
-    size.
+    Of overlapping masks the smaller lies on top. Void is dark in panoptic and semantic samples.
+    In samples of instances, pixels of no instance stay as they are. One sample at a time is held in
+    full size.
 
     Args:
         samples: how many to show, at most; those that cannot be read are passed over.
@@ -48,8 +48,8 @@ def contact_sheet(dataset: SegmentationDataset, samples: int = 12, seed: int = 0
     rows = math.ceil(len(tiles) / columns)
     size = columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP
     sheet = Image.new("RGB", size, _PAPER)
-    for place, tile in enumerate(tiles):
-        row, column = divmod(place, columns)
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
         sheet.paste(tile, (_GAP + column * (width + _GAP), _GAP + row * (height + _GAP)))
     return sheet
 
@@ -95,7 +95,7 @@ def _darkened(picture: Image.Image, where: np.ndarray) -> Image.Image:
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The end of a text, which tells names apart, as much of it as fits."""
+    """As much of the end of a text as fits. Ends differ more than beginnings."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength("..." + text) > width:

@@ -5,7 +5,7 @@ from PIL import Image
 
 from mask2former.data.dataset import VOID
 from mask2former.data.formats.coco_json import CocoFile
-from mask2former.data.formats.coco_panoptic import CocoPanoptic, segment_places
+from mask2former.data.formats.coco_panoptic import CocoPanoptic, index_map
 from mask2former.images.visualization import id_map_to_rgb, save_png
 from mask2former.io.errors import DataError
 from tests.data.files import write_json, write_picture
@@ -94,7 +94,7 @@ def test_an_image_of_void_has_no_segments(root):
 )
 def test_ids_must_be_in_both_files(ids, listed, reason):
     with pytest.raises(DataError, match=f"x.json: image 3: {reason}"):
-        segment_places(np.array(ids), listed, "a.png", "x.json: image 3")
+        index_map(np.array(ids), listed, "a.png", "x.json: image 3")
 
 
 def set_segment(key, value):

@@ -1,4 +1,4 @@
-"""PNG files of one number per pixel, and what a sample makes of them."""
+"""Label maps, image files with one number per pixel, and their segments."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from mask2former.data.dataset import VOID
-from mask2former.data.label_image import class_segments, read_label_map
+from mask2former.data.label_maps import class_segments, read_label_map
 from mask2former.io.errors import DataError
 
 NUMBERS = np.array([[0, 3, 255], [1, 1, 0]], np.uint8)
