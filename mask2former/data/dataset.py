@@ -22,7 +22,7 @@ class Sample:
 
     Attributes:
         name: of the image, relative to its data set; messages and reports call it so.
-        image: uint8 (3, H, W), RGB, upright.
+        image: uint8 (3, H, W), RGB, upright, in any order of memory.
         masks: either bool (T, H, W), one mask for each segment, which may overlap; or a label map,
             int32 (H, W), whose pixels hold the segment they belong to, 0 to T - 1, or `VOID`. A
             segment may have no pixel.

@@ -14,8 +14,8 @@ from mask2former import Mask2FormerImageProcessor
 from mask2former.data.augmentation import Augmentation, coco_lsj, few_images, semantic_crop
 from mask2former.data.batches import collated, make_loader
 from mask2former.data.dataset import Sample, SegmentationDataset
+from mask2former.data.records import read_pixels
 from mask2former.data.scene_dataset import SceneDataset
-from mask2former.images.read import read_image
 from mask2former.io.errors import DataError
 from mask2former.losses.annotations import VOID
 from tests.reference import same_points, tiny_model
@@ -40,7 +40,7 @@ class FileDataset(SegmentationDataset):
         return self.paths[index].name
 
     def __getitem__(self, index):
-        image = torch.from_numpy(np.array(read_image(self.paths[index]))).permute(2, 0, 1)
+        image = read_pixels(self.paths[index])
         masks = torch.zeros(image.shape[-2:], dtype=torch.int32)
         return Sample(self.name(index), image, masks, torch.tensor([0]), torch.tensor([False]))
 

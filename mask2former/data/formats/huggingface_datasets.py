@@ -27,7 +27,7 @@ from mask2former.data.formats.label_folder import ONLY_SPLIT
 from mask2former.data.label_image import class_segments, label_array
 from mask2former.data.records import BadRecords
 from mask2former.images.read import DECODING_ERRORS
-from mask2former.images.tensors import image_tensor
+from mask2former.images.tensors import rgb_image
 from mask2former.io.errors import DataError
 from mask2former.io.files import read_json
 from mask2former.io.optional import require_package
@@ -149,10 +149,7 @@ def _row(rows: Any, index: int, where: str) -> dict[str, Any]:
 def _pixels(image: Image.Image, where: str) -> Tensor:
     if image is None:
         raise DataError(f"{where} has no image; leave the row out.")
-    try:
-        return image_tensor(image, 0).contiguous()
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+    return torch.from_numpy(np.array(rgb_image(image, where))).permute(2, 0, 1)
 
 
 def _label_array(image: Any, where: str, size: tuple[int, int] | None) -> np.ndarray:
