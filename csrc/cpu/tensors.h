@@ -10,7 +10,7 @@ inline Numbers numbers(const Tensor& tensor) {
   return {tensor.data_ptr(), tensor.scalar_type()};
 }
 
-// Calls run(number) with a number of the dtype, which the checks have let through.
+// Calls run(number) with a number of the dtype, one of the four floating ones.
 template <typename Run>
 void for_floating(ScalarType dtype, Run run) {
   switch (dtype) {
