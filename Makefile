@@ -21,7 +21,7 @@ LINTERS := ruff==0.17.5 clang-format==19.1.7
 
 # A process of tests for every core, as far as memory is likely to go; one thread for each of them.
 # PYTEST_ARGS="-n 0" has all in one.
-PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 15
 test test-all test-sanitize test-wheel: export OMP_NUM_THREADS := 1
 
 # GCC's sanitizers. Python's own flags bring -fwrapv, which would hide sums that overflow.
@@ -36,9 +36,9 @@ SANITIZED_TESTS = $(SANITIZED) $(abspath $(BIN))/python $(PYTEST) --capture=sys 
 
 BIN := $(VENV)/bin
 WHEEL = $(or $(wildcard dist/*.whl),$(error dist has no wheel yet: make wheel))
-KERNELS := $(wildcard csrc/* csrc/*/*)
+KERNELS := $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 EMULATION := $(wildcard $(addprefix tests/ops/emulation/,* include/*))
-CXX_FILES = $(filter %.h %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION))
+CXX_FILES = $(filter %.h %.inl %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION))
 
 .PHONY: demo test test-all test-sanitize test-wheel cuda-report gpu-check lint format wheel clean
 

@@ -29,6 +29,7 @@ FLAGS = [
     "-Wno-psabi",
     "-g0",
 ]
+HEADERS = ["*.h", "*.inl", "*.cuh"]
 TORCH_2_11 = "0x020b000000000000"  # the oldest torch whose stable ABI the library needs
 # Turing, Ampere, Ada, Hopper and Blackwell; newer ones compile the last one's PTX for themselves.
 GPUS = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
@@ -96,7 +97,7 @@ def make_extension(*, cuda: bool):
 
     # Last, so that they win: the sanitizers need their own optimisation level.
     compile_args = {"cxx": [*FLAGS, *shlex.split(os.environ.get("MASK2FORMER_CXXFLAGS", ""))]}
-    sources = [Path("csrc/module.cpp"), *Path("csrc/cpu").glob("*.cpp")]
+    sources = [Path("csrc/module.cpp"), *Path("csrc/cpu").rglob("*.cpp")]
     arguments = {}
     if cuda:
         nvcc = str(Path(CUDA_HOME) / "bin" / "nvcc")
@@ -112,7 +113,7 @@ def make_extension(*, cuda: bool):
     return CppExtension(
         LIBRARY,
         sorted(map(str, sources)),
-        depends=[str(path) for end in ("*.h", "*.cuh") for path in Path("csrc").rglob(end)],
+        depends=[str(path) for end in HEADERS for path in Path("csrc").rglob(end)],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_2_11)],
         extra_compile_args=compile_args,
         py_limited_api=True,

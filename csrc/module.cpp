@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "cpu/instruction_set.h"
+#include "cpu/isa/instruction_set.h"
 
 namespace {
 

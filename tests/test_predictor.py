@@ -18,7 +18,7 @@ from mask2former import (
 from mask2former.images import post_processing
 from mask2former.predictor import default_device
 
-EVERYTHING = Thresholds(threshold=0, overlap_threshold=0)  # a random model is never sure
+EVERYTHING = Thresholds(threshold=0, overlap_threshold=0)  # scores of random weights are low
 TASKS = ["panoptic", "instance", "semantic"]
 
 

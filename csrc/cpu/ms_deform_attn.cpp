@@ -9,8 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include "../dtypes.h"
 #include "../ms_deform_attn_arguments.h"
-#include "instruction_set.h"
+#include "isa/instruction_set.h"
 #include "ms_deform_attn.h"
 #include "tensors.h"
 
@@ -25,13 +26,7 @@ constexpr int64_t kSamplesInBlock = 256;
 
 template <typename Storage>
 AttentionKernels<Storage> kernels() {
-  switch (instruction_set()) {
-#if MASK2FORMER_X86
-    case InstructionSet::kAvx512: return avx512::attention_kernels<Storage>();
-    case InstructionSet::kAvx2: return avx2::attention_kernels<Storage>();
-#endif
-    default: return baseline::attention_kernels<Storage>();
-  }
+  return with_instruction_set([](auto set) { return attention_kernels<Storage>(set); });
 }
 
 // Calls run(samples, zeros, begin, end) in parallel for ranges of (image, query) pairs.
@@ -154,7 +149,7 @@ Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
   const Tensor rows = torch::stable::contiguous(value);
   const Tensor locations = torch::stable::contiguous(sampling_locations);
   const Tensor attention = torch::stable::contiguous(attention_weights);
-  for_floating(value.scalar_type(), [&](auto storage) {
+  for_floating<Half, BFloat16>(value.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     AttentionData<Storage> data = inputs<Storage>(rows, locations, attention);
     data.output = static_cast<Storage*>(output.mutable_data_ptr());
@@ -181,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
   const Tensor locations = torch::stable::contiguous(sampling_locations);
   const Tensor attention = torch::stable::contiguous(attention_weights);
   const Tensor grads = torch::stable::contiguous(grad_output);
-  for_floating(value.scalar_type(), [&](auto storage) {
+  for_floating<Half, BFloat16>(value.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     AttentionData<Storage> data = inputs<Storage>(rows, locations, attention);
     data.grad_output = static_cast<const Storage*>(grads.const_data_ptr());

@@ -5,7 +5,9 @@
 #include <utility>
 #include <vector>
 
+#include "../dtypes.h"
 #include "../ms_deform_attn.h"
+#include "isa/instruction_set.h"
 #include "numbers.h"
 
 namespace mask2former {
@@ -89,15 +91,15 @@ struct AttentionKernels {
 
 namespace avx512 {
 template <typename Storage>
-AttentionKernels<Storage> attention_kernels();
+AttentionKernels<Storage> attention_kernels(Set);
 }
 namespace avx2 {
 template <typename Storage>
-AttentionKernels<Storage> attention_kernels();
+AttentionKernels<Storage> attention_kernels(Set);
 }
 namespace baseline {
 template <typename Storage>
-AttentionKernels<Storage> attention_kernels();
+AttentionKernels<Storage> attention_kernels(Set);
 }
 
 }  // namespace mask2former

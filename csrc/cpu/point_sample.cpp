@@ -8,8 +8,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "../dtypes.h"
 #include "../point_sample_arguments.h"
-#include "instruction_set.h"
+#include "isa/instruction_set.h"
 #include "point_sample.h"
 #include "tensors.h"
 
@@ -18,13 +19,7 @@ namespace {
 
 template <typename Storage>
 PointKernels<Storage> kernels() {
-  switch (instruction_set()) {
-#if MASK2FORMER_X86
-    case InstructionSet::kAvx512: return avx512::point_kernels<Storage>();
-    case InstructionSet::kAvx2: return avx2::point_kernels<Storage>();
-#endif
-    default: return baseline::point_kernels<Storage>();
-  }
+  return with_instruction_set([](auto set) { return point_kernels<Storage>(set); });
 }
 
 // Each thread sums up gradients of half planes in a band of at most this many bytes, unless a
@@ -159,9 +154,9 @@ bool has_pixel_rows(const Tensor& input) {
 
 PixelProblem pixel_problem(const PointSizes& sizes, const Tensor& input, bool align_corners) {
   const auto size = static_cast<int64_t>(input.element_size());
-  return {sizes.images,          sizes.channels,         sizes.count,        sizes.sets == 1,
-          align_corners,         input.stride(0) * size, input.stride(3) * size,
-          sizes.columns.size, sizes.rows.size};
+  return {sizes.images,           sizes.channels,     sizes.count,
+          sizes.sets == 1,        align_corners,      input.stride(0) * size,
+          input.stride(3) * size, sizes.columns.size, sizes.rows.size};
 }
 
 PointProblem point_problem(const PointSizes& sizes) {
@@ -171,11 +166,6 @@ PointProblem point_problem(const PointSizes& sizes) {
 }
 
 // ---- operators ------------------------------------------------------------------------------------
-
-template <typename Run>
-void for_storage(const Tensor& input, Run run) {
-  is_mask(input) ? run(uint8_t{}) : for_floating(input.scalar_type(), run);
-}
 
 template <typename Storage>
 PointData<Storage> inputs(const Tensor& input, const Tensor& points) {
@@ -193,7 +183,7 @@ Tensor point_sample(const Tensor& input, const Tensor& points, bool align_corner
   const bool pixel_rows = has_pixel_rows(input);
   const Tensor pixels = pixel_rows ? input : torch::stable::contiguous(input);
   const Tensor where = torch::stable::contiguous(points);
-  for_storage(input, [&](auto storage) {
+  for_storage<Half, BFloat16>(input.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     PointData<Storage> data = inputs<Storage>(pixels, where);
     data.output = static_cast<OutputOf<Storage>*>(output.mutable_data_ptr());
@@ -219,7 +209,7 @@ std::tuple<Tensor, Tensor> point_sample_backward(const Tensor& grad_output, cons
   const Tensor pixels = as_it_lies ? input : torch::stable::contiguous(input);
   const Tensor where = torch::stable::contiguous(points);
   const Tensor grads = torch::stable::contiguous(grad_output);
-  for_storage(input, [&](auto storage) {
+  for_storage<Half, BFloat16>(input.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     PointData<Storage> data = inputs<Storage>(pixels, where);
     data.grad_output = static_cast<const OutputOf<Storage>*>(grads.const_data_ptr());

@@ -3,11 +3,12 @@
 
 #include <cstdint>
 #include <memory>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "../bilinear.h"
+#include "../dtypes.h"
+#include "isa/instruction_set.h"
 #include "ms_deform_attn.h"
 #include "numbers.h"
 
@@ -20,10 +21,6 @@ struct PointProblem {
 
   int64_t area() const { return int64_t{columns.size} * rows.size; }
 };
-
-// What planes are sampled to: masks hold no fractions.
-template <typename Storage>
-using OutputOf = std::conditional_t<std::is_same_v<Storage, uint8_t>, float, Storage>;
 
 // The same for maps whose channels lie side by side, pixel after pixel.
 struct PixelProblem {
@@ -82,21 +79,30 @@ class PointBlock {
   std::unique_ptr<Apart[]> apart_;
 };
 
-// Consecutive points of a PixelProblem, and a row of channels for each of them: a sample is a sum of
-// four pixels, as one of deformable attention is.
+// Consecutive points of a PixelProblem, and a row of channels for each of them: a sample is a sum
+// of four pixels, as one of deformable attention is.
 template <typename Storage>
-struct PixelBlock {
+class PixelBlock {
+ public:
   using Real = RealOf<Storage>;
-  int64_t row;  // from one row to the next; off a power of 2, whose lines would share a cache set
+  // From one row to the next. Rows a power of 2 apart would share few lines of a cache.
+  const int64_t stride;
   Samples<Real> samples;
-  std::vector<Real> rows;
-  std::vector<Storage> zeros;  // the pixel that is not there
+  Real* rows;
+  const Storage* zeros;  // the pixel that is not there
 
   PixelBlock(int64_t points, int64_t channels)
-      : row(channels + 64 / sizeof(Real)),
+      : stride(channels + 64 / static_cast<int64_t>(sizeof(Real))),
         samples(points),
-        rows(points * row),
-        zeros(channels) {}
+        rows_(points * stride),
+        zeros_(channels) {
+    rows = rows_.data();
+    zeros = zeros_.data();
+  }
+
+ private:
+  std::vector<Real> rows_;
+  std::vector<Storage> zeros_;
 };
 
 // Consecutive rows of a plane.
@@ -130,15 +136,15 @@ struct PointKernels {
 
 namespace avx512 {
 template <typename Storage>
-PointKernels<Storage> point_kernels();
+PointKernels<Storage> point_kernels(Set);
 }
 namespace avx2 {
 template <typename Storage>
-PointKernels<Storage> point_kernels();
+PointKernels<Storage> point_kernels(Set);
 }
 namespace baseline {
 template <typename Storage>
-PointKernels<Storage> point_kernels();
+PointKernels<Storage> point_kernels(Set);
 }
 
 }  // namespace mask2former

@@ -4,7 +4,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "instruction_set.h"
+#include "../dtypes.h"
+#include "isa/instruction_set.h"
 #include "tensors.h"
 
 namespace mask2former {
@@ -12,13 +13,7 @@ namespace {
 
 template <typename Storage>
 UncertainKernels<Storage> kernels() {
-  switch (instruction_set()) {
-#if MASK2FORMER_X86
-    case InstructionSet::kAvx512: return avx512::uncertain_kernels<Storage>();
-    case InstructionSet::kAvx2: return avx2::uncertain_kernels<Storage>();
-#endif
-    default: return baseline::uncertain_kernels<Storage>();
-  }
+  return with_instruction_set([](auto set) { return uncertain_kernels<Storage>(set); });
 }
 
 UncertainProblem make_problem(const Tensor& logits, int64_t candidates, int64_t chosen,
@@ -41,7 +36,7 @@ Tensor uncertain_points(const Tensor& logits, int64_t candidates, int64_t chosen
       logits, torch::headeronly::IntHeaderOnlyArrayRef({problem.masks, points, 2}), dtype);
   if (is_empty(output)) return output;
   const Tensor pixels = torch::stable::contiguous(logits);
-  for_floating(logits.scalar_type(), [&](auto storage) {
+  for_floating<Half, BFloat16>(logits.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     const auto* from = static_cast<const Storage*>(pixels.const_data_ptr());
     auto* to = static_cast<RealOf<Storage>*>(output.mutable_data_ptr());

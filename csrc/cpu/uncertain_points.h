@@ -1,10 +1,14 @@
 // What uncertain_points.cpp hands to the kernels of an instruction set.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "../bilinear.h"
+#include "../dtypes.h"
+#include "isa/instruction_set.h"
 #include "point_sample.h"
 
 namespace mask2former {
@@ -54,15 +58,15 @@ struct UncertainKernels {
 
 namespace avx512 {
 template <typename Storage>
-UncertainKernels<Storage> uncertain_kernels();
+UncertainKernels<Storage> uncertain_kernels(Set);
 }
 namespace avx2 {
 template <typename Storage>
-UncertainKernels<Storage> uncertain_kernels();
+UncertainKernels<Storage> uncertain_kernels(Set);
 }
 namespace baseline {
 template <typename Storage>
-UncertainKernels<Storage> uncertain_kernels();
+UncertainKernels<Storage> uncertain_kernels(Set);
 }
 
 }  // namespace mask2former

@@ -78,19 +78,4 @@ inline Numbers numbers(const Tensor& tensor, const Tensor& storage) {
   return {tensor.data_ptr(), wide};
 }
 
-// Calls run(number) with a number of the dtype, one of the four floating ones.
-template <typename Run>
-void for_floating(ScalarType dtype, Run run) {
-  switch (dtype) {
-    case ScalarType::Double: return run(double{});
-    case ScalarType::Float: return run(float{});
-    case ScalarType::Half: return run(__half{});
-    default: return run(__nv_bfloat16{});
-  }
-}
-
-template <typename Real>
-constexpr ScalarType kDtypeOf =
-    std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float;
-
 }  // namespace mask2former::cuda

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "../dtypes.h"
 #include "../ms_deform_attn_arguments.h"
 #include "launch.h"
 #include "ms_deform_attn.cuh"
@@ -142,15 +143,14 @@ dim3 blocks_for_rows(const AttentionSizes& sizes) {
 Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
                       const Tensor& level_start_index, const Tensor& sampling_locations,
                       const Tensor& attention_weights, const Counts& num_points) {
-  Call call =
-      make_call(attention_sizes(value, spatial_shapes, sampling_locations, num_points), value,
-                spatial_shapes, level_start_index);
+  Call call = make_call(attention_sizes(value, spatial_shapes, sampling_locations, num_points),
+                        value, spatial_shapes, level_start_index);
   const AttentionSizes& sizes = call.sizes;
   Tensor output =
       torch::stable::new_empty(value, {sizes.images, sizes.queries, sizes.heads * sizes.channels});
   if (is_empty(output)) return output;
   if (is_empty(value)) return torch::stable::zero_(output);
-  for_floating(value.scalar_type(), [&](auto storage) {
+  for_floating<__half, __nv_bfloat16>(value.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     auto arguments = make_arguments<Storage>(value, sampling_locations, attention_weights, call);
     arguments.output = static_cast<Storage*>(output.mutable_data_ptr());
@@ -212,9 +212,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& level_start_index, const Tensor& sampling_locations,
     const Tensor& attention_weights, const Counts& num_points, const std::vector<bool>& output_mask,
     bool deterministic) {
-  Call call =
-      make_call(attention_sizes(value, spatial_shapes, sampling_locations, num_points), value,
-                spatial_shapes, level_start_index);
+  Call call = make_call(attention_sizes(value, spatial_shapes, sampling_locations, num_points),
+                        value, spatial_shapes, level_start_index);
   Tensor grad_value = new_gradient(output_mask[0], value);
   Tensor grad_locations = new_gradient(output_mask[1], sampling_locations);
   Tensor grad_attention = new_gradient(output_mask[2], attention_weights);
@@ -222,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     return {torch::stable::zero_(grad_value), torch::stable::zero_(grad_locations),
             torch::stable::zero_(grad_attention)};
   }
-  for_floating(value.scalar_type(), [&](auto storage) {
+  for_floating<__half, __nv_bfloat16>(value.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     auto arguments = make_arguments<Storage>(value, sampling_locations, attention_weights, call);
     arguments.grad_output =

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../dtypes.h"
+
 namespace mask2former {
 
 extern __shared__ uint4 shared_memory[];  // of a block, as large as its launch asks for
@@ -16,14 +18,6 @@ extern __shared__ uint4 shared_memory[];  // of a block, as large as its launch 
 }  // namespace mask2former
 
 namespace mask2former::cuda {
-
-// What arithmetic on a storage type is done in.
-template <typename Storage>
-using RealOf = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
-
-// What planes are sampled to: masks hold no fractions.
-template <typename Storage>
-using OutputOf = std::conditional_t<std::is_same_v<Storage, uint8_t>, float, Storage>;
 
 __device__ __forceinline__ double to_real(double x) {
   return x;

@@ -5,6 +5,7 @@
 
 #include <tuple>
 
+#include "../dtypes.h"
 #include "../point_sample_arguments.h"
 #include "launch.h"
 
@@ -12,12 +13,6 @@ namespace mask2former::cuda {
 namespace {
 
 // ---- arguments ------------------------------------------------------------------------------------
-
-// As the storage type of the dtype; bool lies in memory as uint8 does.
-template <typename Run>
-void for_storage(const Tensor& input, Run run) {
-  is_mask(input) ? run(uint8_t{}) : for_floating(input.scalar_type(), run);
-}
 
 template <typename Real>
 RealAxis<Real> make_real(const Axis& axis) {
@@ -119,7 +114,7 @@ Tensor point_sample(const Tensor& input, const Tensor& points, bool align_corner
   if (is_empty(input)) return torch::stable::zero_(output);
   const Launcher launch("point_sample", input);
   const Tensor where = aligned(points);
-  for_storage(input, [&](auto storage) {
+  for_storage<__half, __nv_bfloat16>(input.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     auto arguments = make_arguments<Storage>(sizes, input, where);
     arguments.output = static_cast<OutputOf<Storage>*>(output.mutable_data_ptr());
@@ -140,7 +135,7 @@ std::tuple<Tensor, Tensor> point_sample_backward(const Tensor& grad_output, cons
   }
   const Launcher launch("point_sample_backward", input);
   const Tensor where = aligned(points), grads = torch::stable::contiguous(grad_output);
-  for_storage(input, [&](auto storage) {
+  for_storage<__half, __nv_bfloat16>(input.scalar_type(), [&](auto storage) {
     using Storage = decltype(storage);
     auto arguments = make_arguments<Storage>(sizes, input, where);
     arguments.grad_output = static_cast<const OutputOf<Storage>*>(grads.const_data_ptr());

@@ -20,7 +20,7 @@ examples:
   mask2former train --model my-model --data my-data --out run
                                           fine-tune a model on annotated images
   mask2former inspect my-data/            count what is in a data set, find what is wrong with it
-  mask2former predict --help              all about one command
+  mask2former predict --help              all options of one command
 
 exit status: 0 all done, 1 a file or folder was not what it should be, 2 wrong usage
 """
@@ -28,7 +28,7 @@ exit status: 0 all done, 1 a file or folder was not what it should be, 2 wrong u
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        """One line instead of the whole usage text, which buries the sentence that helps."""
+        """Print one line. The whole usage text would hide the sentence that helps."""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 

@@ -33,7 +33,7 @@ METRICS = ("pq", "ap", "boundary-ap", "miou")
 DESCRIPTION = """\
 Measure a model on a data set, at the images' own resolution: panoptic quality (pq), average
 precision of instance masks (ap) and of their boundaries (boundary-ap), and mean intersection over
-union of classes (miou). Prints a line per class and the means, and writes into the output folder:
+union of classes (miou). Prints one line per class and the means, and writes into the output folder:
 
   evaluation.json   every figure, per class and per image, with model, data, settings and versions
   evaluation.txt    what was printed
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         dataset = open_data(args.data, split, args.images, args.reduce_labels, args.skip_bad)
         metrics = check_metrics(dataset, args.metrics)
         if set(metrics) <= {"ap", "boundary-ap"}:
-            dataset = as_task(dataset, "instance")  # the model need not know the stuff
+            dataset = as_task(dataset, "instance")  # the model may have no classes of stuff
         make_folder(args.out)
         loaded = load_predictor(args.model, device)
         model, processor = loaded.model, loaded.processor
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _split(args: argparse.Namespace) -> str | None:
-    """The split asked for, else of several the one for validation; None for a COCO file's own."""
+    """The split asked for, else the only one or the one for validation; None for a COCO file."""
     from mask2former.data.open_dataset import available_splits
 
     if args.split is not None or (args.data.is_file() and args.data.suffix.lower() == ".json"):
@@ -187,7 +187,7 @@ def _write_report(results, about: dict, predictor, dataset, args: argparse.Names
     try:
         write_text(args.out / "evaluation.txt", table + "\n")
         write_text(args.out / "evaluation.json", text + "\n")
-        (args.out / "worst.png").unlink(missing_ok=True)  # of another evaluation
+        (args.out / "worst.png").unlink(missing_ok=True)  # left by another evaluation
         worst = draw_worst_images(results, predictor, dataset, args.worst)
         if worst is not None:
             save_png(worst, args.out / "worst.png")
@@ -204,7 +204,7 @@ def _write_report(results, about: dict, predictor, dataset, args: argparse.Names
 
 @contextmanager
 def _processes(device: str | None) -> Iterator[tuple]:
-    """This process's device, its rank, and how many there are, which torchrun started."""
+    """This process's device and rank, and the number of processes that torchrun started."""
     import torch
     from torch import distributed
 

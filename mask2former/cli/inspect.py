@@ -51,14 +51,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         type=not_negative,
         default=12,
         metavar="N",
-        help="on the sheet, 0 for none (default: 12)",
+        help="samples on the sheet, 0 for no sheet (default: 12)",
     )
-    add("--json", type=Path, metavar="FILE", help="write everything that was found as JSON")
+    add("--json", type=Path, metavar="FILE", help="write all results as JSON")
     add(
         "--workers",
         type=not_negative,
         default=min(MOST_WORKERS, os.cpu_count() or 1),
-        help="processes that read, 0 for none but this (default: %(default)s)",
+        help="processes that read the data; 0 reads it in this process (default: %(default)s)",
     )
 
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _open(args: argparse.Namespace):
-    """The data set, and the warnings that opening it gave."""
+    """The data set, and the warnings raised by opening it."""
     from mask2former.data.open_dataset import available_splits
 
     if args.split is None and args.data.is_dir() and len(splits := available_splits(args.data)) > 1:

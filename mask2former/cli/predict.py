@@ -1,4 +1,4 @@
-"""`mask2former predict`: images in; overlays, id maps and segment lists out."""
+"""`mask2former predict`: images in; overlays, id maps and lists of segments out."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find_images(paths: list[Path]) -> tuple[list[Path], list[DataError]]:
-    """The image files meant by the arguments, each once, and what is wrong with the others."""
+    """The image files that the arguments name, each once, and the errors of the others."""
     images: dict[Path, Path] = {}
     errors = []
     for path in paths:
@@ -113,11 +113,11 @@ def _expand(path: Path) -> list[Path]:
 
 
 def _check_names(images: list[Path], out: Path) -> None:
-    """Nothing may be written over the result of another image, nor over an input."""
+    """UsageError if a result would replace that of another image, or an input."""
     owners: dict[str, Path] = {}
     inputs = {image.resolve() for image in images}
     for image in images:
-        # Some file systems do not tell cat.png from Cat.png.
+        # In some file systems cat.png and Cat.png are one file.
         other = owners.setdefault(image.stem.casefold(), image)
         if other is not image:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""What a command raises when it was called wrongly."""
+"""The error of a command that is called wrongly."""
 
 
 class UsageError(Exception):

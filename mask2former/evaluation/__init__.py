@@ -1,4 +1,4 @@
-"""Metrics: each takes predictions and truths one image at a time and sums up at the end."""
+"""Metrics: each takes predictions and truths one image at a time and gives figures at the end."""
 
 from mask2former.evaluation.average_precision import AveragePrecision
 from mask2former.evaluation.mean_iou import MeanIoU

@@ -23,15 +23,15 @@ RLE = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Instances:
-    """The instances of one image, predicted or true: a list entry each.
+    """The instances of one image, predicted or true; each list has one entry per instance.
 
     Attributes:
         masks: as `mask_to_rle` encodes them; they may overlap.
         labels: the class of each, from 0.
-        scores: of predictions; more is surer.
-        crowd: of the truth; True for a region of many objects, which is neither to be found nor
-            held against predictions inside it.
-        areas: pixels of true instances, where the annotation file says them; else those of the
+        scores: of predictions; higher is more certain.
+        crowd: of the truth; True for a region of many objects. It need not be found, and a
+            prediction inside it is no mistake.
+        areas: of true instances in pixels, if the annotation file has them, else the areas of the
             masks. They decide what is small, medium and large.
     """
 
@@ -65,7 +65,7 @@ class AveragePrecision:
         """Add one image.
 
         Args:
-            image: its number; every image has another.
+            image: its number, different for every image.
             predictions: with scores; of each class the 100 best count.
             truths: with crowd.
 
@@ -101,7 +101,7 @@ class AveragePrecision:
             )
 
     def add(self, other: AveragePrecision) -> None:
-        """Take in the images of another one, which must be others."""
+        """Add the images of another one, which must be different images."""
         for image, truths in other.truths.items():
             self.update(image, other.predictions[image], truths)
 
@@ -125,12 +125,12 @@ class AveragePrecision:
             "ap50": _mean(precision[0, :, :, 0, -1]),
             "ap75": _mean(precision[5, :, :, 0, -1]),
         }
-        for place, area in enumerate(AREAS[1:], start=1):
-            result[f"ap_{area}"] = _mean(precision[:, :, :, place, -1])
-        for place, count in enumerate(MAX_DETECTIONS):
-            result[f"ar{count}"] = _mean(recall[:, :, 0, place])
-        for place, area in enumerate(AREAS[1:], start=1):
-            result[f"ar_{area}"] = _mean(recall[:, :, place, -1])
+        for index, area in enumerate(AREAS[1:], start=1):
+            result[f"ap_{area}"] = _mean(precision[:, :, :, index, -1])
+        for index, count in enumerate(MAX_DETECTIONS):
+            result[f"ar{count}"] = _mean(recall[:, :, 0, index])
+        for index, area in enumerate(AREAS[1:], start=1):
+            result[f"ar_{area}"] = _mean(recall[:, :, index, -1])
         result["per_class"] = [
             {
                 "label_id": label,
@@ -190,6 +190,6 @@ class AveragePrecision:
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean of those that are known, or nan."""
+    """The mean of the values that are known (not -1), or nan."""
     known = values[values > -1]
     return float(known.mean()) if known.size else float("nan")

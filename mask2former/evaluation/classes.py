@@ -12,12 +12,12 @@ _SHOWN = 5  # names in a message
 def class_order(
     model: Mapping[int, str], dataset: Mapping[int, str], *, others_allowed: bool = False
 ) -> list[int]:
-    """The model's label for each label of the data set, 0 to K - 1, then those of other classes.
+    """The model's label for each label of the data set, 0 to K - 1, then its other labels.
 
     Args:
         model, dataset: id2label of both.
-        others_allowed: the model may know classes that the data set has not, as one that was
-            trained on things and stuff does where only things are annotated.
+        others_allowed: the model may have classes that the data set does not have, such as stuff
+            where only things are annotated.
 
     Raises:
         DataError: a class of the data set is missing in the model, or the other way round; the
@@ -42,7 +42,7 @@ def class_order(
     repeated = sorted({name for name in names if names.count(name) + model_names.count(name) != 2})
     if repeated:
         raise DataError(
-            f"Classes of one name, {_shortened(repeated)}, cannot be told apart, and model and "
+            f"Classes of one name, {_shortened(repeated)}, cannot be distinguished, and model and "
             "data set do not list the classes in the same order; give each a name of its own."
         )
     labels = {name: label for label, name in enumerate(model_names)}

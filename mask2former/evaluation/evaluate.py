@@ -27,7 +27,7 @@ from mask2former.modeling import Mask2FormerForUniversalSegmentation
 
 Metric = Literal["pq", "ap", "boundary-ap", "miou"]
 
-# The tasks whose data sets can give a metric.
+# The tasks of the data sets that a metric can be measured on.
 METRIC_TASKS: dict[Metric, tuple[Task, ...]] = {
     "pq": ("panoptic",),
     "ap": ("panoptic", "instance"),
@@ -47,9 +47,9 @@ class Results:
 
     Attributes:
         figures: "pq", "sq", "rq" and each of them with "_things" and "_stuff"; "ap" and the other
-            figures of `AveragePrecision`, those of boundaries with "boundary_" before; "miou" and
+            figures of `AveragePrecision`, for boundaries with the prefix "boundary_"; "miou" and
             "pixel_accuracy".
-        classes: for every class "label_id", "name" and what was measured of it: "pq", "sq", "rq",
+        classes: for every class "label_id", "name" and its figures: "pq", "sq", "rq",
             "tp", "fp", "fn"; "ap", "ap50", "boundary_ap", "boundary_ap50"; "iou".
         images: for every image its "index" in the data set, "image", its name, and "score".
         score: what the images' scores are: "pq" or "miou", of the image alone, or "overlap", see
@@ -80,7 +80,7 @@ def evaluate(
     """Measure a model on all images of a data set, at their own resolution.
 
     The procedures and defaults are those of the paper's evaluation. No more than one image's logits
-    are held, and no float plane for every query at full resolution; the masks of instances are kept
+    are held, and no float map for every query at full resolution; the masks of instances are kept
     encoded. The model is in evaluation mode meanwhile.
 
     Args:
@@ -93,7 +93,7 @@ def evaluate(
             takes part in everything, even of a single image: attention, normalisation and the
             resize of mask logits see it. The mask logits of all queries are then held at the size
             of the model's input. By default nothing depends on padding.
-        skip_bad: pass over samples that cannot be read, and list them.
+        skip_bad: leave out samples that cannot be read, and list them.
         gather: every process of torch.distributed's default group calls this; each takes its share
             of the images, and all return the results of all images.
         workers: processes that read the images ahead, one each; 0 reads them in this process. They
@@ -102,7 +102,7 @@ def evaluate(
         progress: show a progress bar.
 
     Raises:
-        DataError: the data set has no images, cannot give a metric, or has other classes than the
+        DataError: the data set has no images, does not suit a metric, or has other classes than the
             model; a sample is not what it should be; faster-coco-eval is needed and missing.
         ValueError: a metric is unknown.
     """
@@ -128,7 +128,7 @@ def evaluate(
     found = [(tally, failure)]
     if gather:
         found = [None] * ranks
-        # What fails in one process, all must know, or they would wait for it.
+        # Every process must know of a failure in one, or the others would wait for it forever.
         distributed.all_gather_object(found, (tally, failure))
     total = _Tally(dataset, metrics)
     for other, error in found:
@@ -141,10 +141,10 @@ def evaluate(
 def check_metrics(
     dataset: SegmentationDataset, metrics: Sequence[Metric] | None
 ) -> tuple[Metric, ...]:
-    """The metrics to take, those of the data set's task by default.
+    """The metrics to measure, by default those of the data set's task.
 
     Raises:
-        DataError: the data set has no images or cannot give one of them.
+        DataError: the data set has no images or does not suit one of them.
         ValueError: one is unknown.
     """
     if len(dataset) == 0:
@@ -165,8 +165,8 @@ def check_metrics(
 
 
 class _Truths(data.Dataset):
-    """What is true of each image of a data set, or why that cannot be said: what a worker raises,
-    torch wraps in its traceback."""
+    """The truth of each image of a data set, or the error that reading it raised. The error is
+    returned because torch would wrap what a worker raises in the worker's traceback."""
 
     def __init__(
         self, dataset: SegmentationDataset, metrics: tuple[Metric, ...], things: Collection[int]
@@ -181,7 +181,7 @@ class _Truths(data.Dataset):
 
 
 def _read(truths: _Truths, share: range, workers: int) -> data.DataLoader:
-    """The truths of some images, in their order."""
+    """The truths of the images of one process, in their order."""
     return data.DataLoader(
         truths,
         batch_size=None,
@@ -190,7 +190,7 @@ def _read(truths: _Truths, share: range, workers: int) -> data.DataLoader:
         prefetch_factor=1 if workers else None,  # images may be large, and shared memory small
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=outlast_signals,
-        # It draws a seed for the workers, which must not come out of a training's numbers.
+        # The loader draws a seed for the workers, which must not change a training's numbers.
         generator=torch.Generator(),
     )
 
@@ -207,7 +207,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Tally:
-    """What was counted in some of the images of a data set."""
+    """The counts of some images of a data set."""
 
     def __init__(self, dataset: SegmentationDataset, metrics: tuple[Metric, ...]) -> None:
         self.metrics = metrics
@@ -250,7 +250,7 @@ class _Tally:
         self.images.append({"index": index, "image": truth.name, "score": score})
 
     def add(self, other: _Tally) -> None:
-        """Take in what was counted in other images."""
+        """Add the counts of other images."""
         for mine, theirs in (
             (self.panoptic, other.panoptic),
             (self.semantic, other.semantic),
@@ -276,7 +276,7 @@ class _Tally:
         if self.panoptic is not None:
             result = self.panoptic.compute()
             for part in result["per_class"]:
-                del part["iou"]  # a sum, which "sq" says better
+                del part["iou"]  # a sum over the matches; "sq" is their mean
             take(result)
         if "ap" in self.metrics:
             take(self.instances.compute())

@@ -57,11 +57,11 @@ class MeanIoU:
         )
 
     def add(self, other: MeanIoU) -> None:
-        """Take in the pixels of another one of the same labels."""
+        """Add the pixels of another one with the same labels."""
         self.confusion += other.confusion
 
     def _labels(self, label_map: Map, name: str) -> np.ndarray:
-        """The map as int64, with `num_labels` in place of `ignore_label`."""
+        """The map as int64, with `num_labels` instead of `ignore_label`."""
         if isinstance(label_map, torch.Tensor):
             label_map = label_map.cpu().numpy()
         label_map = np.asarray(label_map)

@@ -91,7 +91,7 @@ class PanopticQuality:
         self._count(prediction, truth, table[:-1, :-1], table[-1, :-1])
 
     def add(self, other: PanopticQuality) -> None:
-        """Take in the images of another one of the same labels."""
+        """Add the images of another one with the same labels."""
         self.true_positives += other.true_positives
         self.false_positives += other.false_positives
         self.false_negatives += other.false_negatives
@@ -116,7 +116,7 @@ class PanopticQuality:
             by_id[segment_id] = segment
         present = [int(segment_id) for segment_id in ids if segment_id != VOID]
         _require_same_ids(set(present), set(by_id), name)
-        # Void goes last, whether or not the map has any, so that it is always at the same place.
+        # Void goes last, whether or not the map has any, so that its index is always the same.
         order = np.cumsum(ids != VOID) - 1
         order[ids == VOID] = len(present)
         return _Segments(

@@ -21,7 +21,7 @@ from mask2former.images.visualization import draw_segments, side_by_side
 
 PANEL_SIDE = 640  # pixels, the longer side of a picture
 
-NAME_LENGTH = 48  # characters of an image's name over its picture
+NAME_LENGTH = 48  # characters of an image's name above its picture
 SCORES = {"pq": "PQ", "miou": "mIoU", "overlap": "mean best overlap"}
 
 # Columns of the table: key of a class, heading.
@@ -34,7 +34,7 @@ COLUMNS = {
     "boundary_ap": "bAP",
     "iou": "IoU",
 }
-# Lines under it: keys of figures, headings.
+# Lines below the table: keys of figures, headings.
 SUMMARY = (
     {"pq": "PQ", "sq": "SQ", "rq": "RQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff"},
     {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
@@ -47,10 +47,10 @@ SUMMARY = (
 
 
 def as_json(results: Results, about: Mapping[str, Any]) -> dict[str, Any]:
-    """All that was measured, ready for JSON: what is not known is None.
+    """All that was measured, ready for JSON; unknown figures are None.
 
     Args:
-        about: what was evaluated on what and how, to stand first.
+        about: model, data and settings of the evaluation; they come first.
     """
     return _without_nan(
         {
@@ -71,13 +71,13 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    with suppress(PackageNotFoundError):  # an extra, which not every metric needs
+    with suppress(PackageNotFoundError):  # an extra that not every metric needs
         versions["faster-coco-eval"] = version("faster-coco-eval")
     return versions
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with None for nan, which JSON does not have."""
+    """The same with None for nan, because JSON has no nan."""
     if isinstance(value, Mapping):
         return {key: _without_nan(part) for key, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -86,7 +86,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def class_table(results: Results) -> str:
-    """A line per class and then the means, as text; "-" where nothing is known."""
+    """One line per class and then the means, as text; "-" for an unknown figure."""
     columns = [key for key in COLUMNS if key in results.classes[0]]
     width = max(len("class"), *(len(row["name"]) for row in results.classes)) + 1
     lines = ["class".ljust(width) + "".join(f"{COLUMNS[key]:>8}" for key in columns)]
@@ -117,10 +117,10 @@ def worst_images(results: Results, count: int) -> list[dict[str, Any]]:
 def draw_worst_images(
     results: Results, predictor: DatasetPredictor, dataset: SegmentationDataset, count: int = 6
 ) -> Image.Image | None:
-    """Truth beside prediction, a row per image, the worst on top; None if no image has a score.
+    """Truth beside prediction, one row per image, the worst on top; None if no image has a score.
 
-    The images are segmented once more, one at a time. Void is not coloured. Of instances those are
-    shown that reach the predictor's threshold.
+    The images are segmented once more, one at a time. Void is not coloured. Instances are
+    shown if they reach the predictor's threshold.
     """
     rows = []
     for image in worst_images(results, count):
@@ -146,12 +146,12 @@ def draw_worst_images(
 
 
 def _shortened(name: str) -> str:
-    """The end of a name, which tells files apart."""
+    """The end of a name, where names differ."""
     return name if len(name) <= NAME_LENGTH else "..." + name[-NAME_LENGTH:]
 
 
 def _prediction(sample: Sample, results: Results, predictor: DatasetPredictor) -> Image.Image:
-    """The sample with the predictions that its score is about."""
+    """The sample with the kind of prediction that its score measures."""
     segment = {
         "pq": predictor.panoptic,
         "miou": predictor.semantic,
@@ -169,6 +169,6 @@ def _drawn(
 ) -> Image.Image:
     """The picture with its segments, at most `PANEL_SIDE` pixels long."""
     picture, small = shrunk(sample.image, ids, PANEL_SIDE)
-    drawn = draw_segments(picture, small, named(segments, id2label))  # which enlarges small ones
+    drawn = draw_segments(picture, small, named(segments, id2label))  # enlarges small pictures
     drawn.thumbnail((PANEL_SIDE, PANEL_SIDE))
     return drawn

@@ -1,4 +1,4 @@
-"""What is annotated in a sample, in the forms that the metrics take."""
+"""The annotations of a sample, in the forms that the metrics take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mask2former.io.errors import DataError
 
 @dataclass(frozen=True)
 class Truth:
-    """One image and what is true of it, in the forms that some metrics take; None for the others'.
+    """One image and its annotations, in the forms that metrics take; None for a form not needed.
 
     Attributes:
         name: of the image.
@@ -39,7 +39,7 @@ class Truth:
         """Of a sample, for metrics as `evaluate` names them.
 
         Raises:
-            DataError: the masks have not the image's size.
+            DataError: the masks are not of the image's size.
         """
         if sample.masks.shape[-2:] != sample.size:
             raise DataError(
@@ -58,7 +58,7 @@ class Truth:
 
 def semantic_truth(sample: Sample) -> Tensor:
     """The label of every pixel of a label map, int32 (H, W), `VOID` where there is none."""
-    labels = torch.cat([sample.labels, torch.tensor([VOID])]).int()  # void is what -1 reaches
+    labels = torch.cat([sample.labels, torch.tensor([VOID])]).int()  # the index -1 is void
     return labels[sample.masks.clamp(min=VOID).long()]
 
 

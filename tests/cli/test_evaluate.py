@@ -180,14 +180,24 @@ def test_size_and_thresholds_reach_the_model(evaluate, data, tmp_path):
     assert evaluate(data, "--size", "64,100", "--threshold", "1", "--metrics", "pq") == 0
     about = report(tmp_path)
     assert about["size"] == {"shortest_edge": 64, "longest_edge": 100}
-    assert about["figures"]["pq"] == 0  # nothing is surer than one
+    assert about["figures"]["pq"] == 0  # no score reaches one
     assert about["threshold"] == 1
+
+
+def test_the_papers_padding_reaches_the_model(evaluate, data, tmp_path):
+    accuracy = {}
+    for switch in ([], ["--paper-padding"]):
+        assert evaluate(data, "--size", "100", "--metrics", "miou", *switch) == 0
+        about = report(tmp_path)
+        assert about["paper_padding"] is bool(switch)
+        accuracy[about["paper_padding"]] = about["figures"]["pixel_accuracy"]
+    assert accuracy[True] != accuracy[False]
 
 
 def test_bad_samples_can_be_skipped(evaluate, data, tmp_path, capsys):
     folder = shutil.copytree(data, tmp_path / "copy")
     (folder / "val" / "1.png").write_bytes(b"no picture")
-    (folder / "panoptic_val" / "2.png").unlink()  # which is found out at opening
+    (folder / "panoptic_val" / "2.png").unlink()  # found missing when the data set is opened
     assert evaluate(folder, "--metrics", "miou") == 1
     assert "2.png" in capsys.readouterr().err.splitlines()[-1]
     assert evaluate(folder, "--metrics", "miou", "--skip-bad") == 0

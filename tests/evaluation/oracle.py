@@ -1,4 +1,4 @@
-"""A model that answers what it is told, to test what is measured of its answers."""
+"""A model with given answers, to test what is measured of them."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from mask2former.images.processor import Mask2FormerImageProcessor
 
-SURE = 20.0  # logit of a probability of one
+CERTAIN = 20.0  # the logit of a probability of one
 
 
 def untouched_pixels(**options) -> Mask2FormerImageProcessor:
@@ -18,11 +18,11 @@ def untouched_pixels(**options) -> Mask2FormerImageProcessor:
 
 
 class OracleModel(nn.Module):
-    """Knows images by the sum of their pixels.
+    """Recognises images by the sum of their pixels.
 
     Args:
-        answers: a list of (label, class probability, mask bool (H, W)) per sample, a query each.
-        id2label: labels of the answers are its.
+        answers: a list of (label, class probability, mask bool (H, W)) per sample, one per query.
+        id2label: names of the labels in the answers.
     """
 
     def __init__(self, samples, answers, id2label):
@@ -42,11 +42,11 @@ class OracleModel(nn.Module):
         classes = len(self.config.id2label)
         class_probs = torch.full((1, len(answer) + 1, classes + 1), 1e-9)
         class_probs[0, :, -1] = 1.0
-        masks = torch.full((1, len(answer) + 1, *size), -SURE)
+        masks = torch.full((1, len(answer) + 1, *size), -CERTAIN)
         for query, (label, probability, mask) in enumerate(answer):
             class_probs[0, query, label] = probability
             class_probs[0, query, -1] = 1 - probability + 1e-9
-            masks[0, query][mask] = SURE
+            masks[0, query][mask] = CERTAIN
         return SimpleNamespace(
             class_queries_logits=class_probs.log(),
             masks_queries_logits=masks,
@@ -55,10 +55,10 @@ class OracleModel(nn.Module):
 
 
 def right_answers(sample, labels=None, probability=0.95):
-    """A query for every segment, under its own label or that which `labels` has for it."""
+    """One query per segment, with its own label or the label that `labels` has for it."""
     return [
-        (label if labels is None else labels[label], probability, sample.masks_of(place[None])[0])
-        for label, place in zip(
+        (label if labels is None else labels[label], probability, sample.masks_of(index[None])[0])
+        for label, index in zip(
             sample.labels.tolist(), torch.arange(len(sample.labels)), strict=True
         )
     ]

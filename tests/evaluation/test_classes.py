@@ -37,7 +37,7 @@ def test_a_message_stays_short():
 
 def test_classes_of_one_name_need_the_same_order():
     assert class_order(named("bow", "bow"), named("bow", "bow")) == [0, 1]
-    with pytest.raises(DataError, match="'bow', cannot be told apart"):
+    with pytest.raises(DataError, match="'bow', cannot be distinguished"):
         class_order(named("bow", "bow", "cat"), named("cat", "bow", "bow"))
-    with pytest.raises(DataError, match="'bow', cannot be told apart"):
+    with pytest.raises(DataError, match="'bow', cannot be distinguished"):
         class_order(named("bow", "bow", "cat"), named("cat", "bow"))

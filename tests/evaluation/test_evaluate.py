@@ -7,14 +7,13 @@ from torch import distributed, multiprocessing
 
 pytest.importorskip("faster_coco_eval")
 
-from mask2former import BUNDLED_MODEL, Mask2FormerForUniversalSegmentation
+from mask2former import BUNDLED_MODEL, Mask2FormerForUniversalSegmentation, Thresholds
 from mask2former.data.dataset import VOID
 from mask2former.data.sample_picture import panoptic_map
 from mask2former.data.scene_dataset import SceneDataset
 from mask2former.evaluation import AveragePrecision, MeanIoU, PanopticQuality
 from mask2former.evaluation.average_precision import Instances
 from mask2former.evaluation.evaluate import evaluate, mean_best_overlap
-from mask2former.evaluation.segmenter import Segmenter
 from mask2former.evaluation.truth import semantic_truth, true_instances
 from mask2former.images.processor import Mask2FormerImageProcessor
 from mask2former.images.run_length import mask_to_rle
@@ -79,7 +78,7 @@ def test_hand_computed_figures_with_void_crowd_and_an_empty_class():
     assert skies["pq"] == pytest.approx(20 / 22)
     assert math.isnan(dogs["pq"]) and math.isnan(dogs["ap"])
     assert results.figures["pq"] == pytest.approx((6 / 8 + 20 / 22) / 2)
-    # IoU 0.75 passes 6 of the 10 overlaps; the prediction in the crowd is not held against.
+    # IoU 0.75 passes 6 of the 10 overlaps; the prediction in the crowd is no mistake.
     assert results.figures["ap"] == pytest.approx(0.6)
     assert math.isnan(skies["ap"])  # stuff is no instance
     # The crowd's pixels are the class's too; void counts for nothing.
@@ -93,8 +92,8 @@ def test_panoptic_quality_with_voids_and_crowds_is_that_of_the_definition():
     samples, answers, totals = [], [], np.zeros((4, 3))
     for number in range(30):
         prediction, found, truth, true = random_case(rng, num_labels=3)
-        place = {segment["id"]: i for i, segment in enumerate(true)}
-        masks = [[place.get(value, VOID) for value in row] for row in truth.tolist()]
+        index = {segment["id"]: i for i, segment in enumerate(true)}
+        masks = [[index.get(value, VOID) for value in row] for row in truth.tolist()]
         labels = [segment["label_id"] for segment in true]
         crowd = [segment["iscrowd"] == 1 for segment in true]
         samples.append(memory.sample(masks, labels, crowd=crowd, noise=number))
@@ -141,9 +140,8 @@ def original_instances(outputs, size, num_queries, things):
 def test_a_model_is_measured_as_the_paper_does(scenes, random_model):
     model, processor = random_model
     things = scenes.thing_label_ids
-    results = evaluate(
-        model, processor, scenes, ALL, threshold=0.1, overlap_threshold=0.1, progress=False
-    )
+    thresholds = Thresholds(threshold=0.1, overlap_threshold=0.1)
+    results = evaluate(model, processor, scenes, ALL, thresholds=thresholds, progress=False)
     pq, miou, ap = PanopticQuality(7, things), MeanIoU(7, VOID), AveragePrecision(7)
     documented = Mask2FormerImageProcessor(size=processor.size, thing_label_ids=things)
     for index in range(len(scenes)):
@@ -176,9 +174,24 @@ def test_a_model_is_measured_as_the_paper_does(scenes, random_model):
     ):
         for name, value in result.items():
             if name != "per_class":
-                # Scores are rounded to 1e-6 and masks agree to the bit; measured: 0
+                # Scores are rounded to 1e-6 and masks are equal; measured: 0
                 np.testing.assert_allclose(results.figures[prefix + name], value, atol=1e-6)
     assert results.figures["miou"] > 0
+
+
+def test_the_papers_padding_is_measured_on_request(random_model):
+    model, _ = random_model
+    scene = SceneDataset(range(1), size=64)
+    figures = {}
+    for size in (70, 96):  # padded to 96; without padding
+        processor = Mask2FormerImageProcessor(size={"height": size, "width": size})
+        for paper_padding in (False, True):
+            results = evaluate(
+                model, processor, scene, ("miou",), paper_padding=paper_padding, progress=False
+            )
+            figures[size, paper_padding] = results.figures["pixel_accuracy"]
+    assert figures[70, True] != figures[70, False]
+    assert figures[96, True] == figures[96, False]
 
 
 def test_metrics_follow_the_task_unless_asked_for():
@@ -240,7 +253,7 @@ def test_bad_input_is_named():
         evaluate(model, small, dataset, progress=False)
 
 
-def test_samples_that_cannot_be_read_are_passed_over_if_that_is_wanted():
+def test_samples_that_cannot_be_read_are_left_out_on_request():
     good = memory.sample([[0, 1]], [0, 2])
     samples = ["b.png is damaged.", good]
     with pytest.raises(DataError, match="b.png is damaged"):
@@ -267,7 +280,7 @@ def test_images_are_not_kept():
     samples = [SceneDataset(range(6), size=32)[i] for i in range(6)]
     model = OracleModel(samples, [right_answers(sample) for sample in samples], ID2LABEL)
     evaluate(model, untouched_pixels(), dataset, ALL, progress=False)
-    assert dataset.most_alive <= 2  # one is read before the last is let go
+    assert dataset.most_alive <= 2  # one is read before the previous one is released
 
 
 def test_evaluating_leaves_the_random_numbers_of_a_training_alone():
@@ -296,7 +309,7 @@ def instances(masks, labels, **columns):
 
 def test_mean_best_overlap_by_hand():
     truth = instances([[1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]], [0, 1], crowd=[False, False])
-    # The first is half right, the second right but of the wrong class, the third not sure enough.
+    # Half right; right, but of the wrong class; and below the threshold.
     found = instances(
         [[1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0]],
         [0, 0, 1],
@@ -310,7 +323,7 @@ def test_mean_best_overlap_by_hand():
     assert math.isnan(mean_best_overlap(found, nothing, 0.95))
 
 
-def test_crowds_neither_count_nor_hold_against():
+def test_crowds_need_not_be_found_and_predictions_in_them_are_no_mistake():
     crowd = instances([[1, 1, 1, 0]], [0], crowd=[True])
     inside = instances([[0, 1, 0, 0]], [0], scores=[0.9])
     outside = instances([[0, 0, 1, 1]], [0], scores=[0.9])
@@ -318,21 +331,6 @@ def test_crowds_neither_count_nor_hold_against():
     assert math.isnan(mean_best_overlap(inside, crowd, 0.5))
     assert mean_best_overlap(outside, crowd, 0.5) == 0
     assert mean_best_overlap(other, crowd, 0.5) == 0
-
-
-def test_instance_maps_show_what_is_sure_with_the_surer_on_top(scenes):
-    sample = memory.sample([[0, 0, 0, 0]], [0])
-    left, right = (
-        torch.tensor([[True, True, True, False]]),
-        torch.tensor([[False, True, True, True]]),
-    )
-    answers = [[(0, 0.9, left), (1, 0.95, right), (2, 0.99, right), (1, 0.5, left)]]
-    model = OracleModel([sample], answers, dict(enumerate(NAMES)))
-    dataset = MemoryDataset([sample], things=("cat", "dog"))
-    segmenter = Segmenter(model, untouched_pixels(), dataset)
-    found = segmenter.instance_map(segmenter(sample.image, sample.name))
-    assert found["segmentation"].tolist() == [[2, 1, 1, 1]]
-    assert [(s["id"], s["label_id"]) for s in found["segments_info"]] == [(1, 1), (2, 0)]
 
 
 def _evaluate_a_share(rank, address, out):

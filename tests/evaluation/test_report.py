@@ -119,13 +119,13 @@ def test_truth_stands_beside_prediction_with_the_worst_on_top(task, metric):
             for i, sample in enumerate(samples)
         ]
     answers = [right_answers(sample) for sample in samples]
-    shifted = [(label, sure, mask.roll(60, 1)) for label, sure, mask in answers[1]]
+    shifted = [(label, probability, mask.roll(60, 1)) for label, probability, mask in answers[1]]
     answers[1] = shifted
     results, predictor, dataset = evaluated(task, (metric,), samples, answers)
     assert results.images[1]["score"] < min(results.images[0]["score"], 0.99)
     sheet = draw_worst_images(results, predictor, dataset, count=2)
     first, second = panels(sheet, 2, size)
-    # Tags apart, a right prediction looks as the truth does, and a wrong one does not.
+    # Except for the tags, a right prediction looks like the truth, and a wrong one does not.
     assert (np.abs(second[0] - second[1]).max(axis=2) > 3).mean() < 0.05
     assert (np.abs(first[0] - first[1]).max(axis=2) > 3).mean() > 0.05
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.utils import _pytree
+from torch.utils import _pytree  # what torch's wrappers use
 
 from mask2former import Mask2FormerForUniversalSegmentationOutput, Mask2FormerModelOutput
 from tests.reference import make_labels, tiny_model

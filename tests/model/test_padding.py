@@ -6,13 +6,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from mask2former.model.padding import (
-    cell_mask,
     checked_mask,
     group_norm,
+    mask_at,
+    mask_padding,
+    pad_to_multiple,
+    replicate_edges,
     resize,
-    whole_cells,
-    with_repeated_edges,
-    without_padding,
+    valid_sizes,
 )
 from tests.reference import randomise, relative_error, tiny_model
 
@@ -23,11 +24,11 @@ def corner_mask(height, width, canvas):
     return mask
 
 
-def test_cells_belong_to_the_image_if_their_top_left_pixel_does():
+def test_positions_belong_to_the_image_if_their_top_left_pixel_does():
     mask = corner_mask(33, 40, (64, 64))
-    assert cell_mask(mask, 2, 2).tolist() == [[[True, True], [True, True]]]
-    assert cell_mask(mask, 4, 4)[0].sum(0).tolist() == [3, 3, 3, 0]
-    assert cell_mask(mask, 64, 64).equal(mask)
+    assert mask_at(mask, 2, 2).tolist() == [[[True, True], [True, True]]]
+    assert mask_at(mask, 4, 4)[0].sum(0).tolist() == [3, 3, 3, 0]
+    assert mask_at(mask, 64, 64).equal(mask)
 
 
 def test_a_mask_of_nothing_is_dropped():
@@ -43,13 +44,18 @@ def test_a_mask_that_is_no_rectangle_in_the_corner_is_refused(rows):
         checked_mask(mask)
 
 
-def test_whole_cells_adds_zeros_at_the_bottom_and_right():
+def test_pad_to_multiple_adds_zeros_at_the_bottom_and_right():
     x = torch.ones(2, 3, 33, 64)
-    padded = whole_cells(x, 32)
+    padded = pad_to_multiple(x, 32)
     assert padded.shape == (2, 3, 64, 64)
     assert padded.sum() == x.sum()
-    assert torch.equal(whole_cells(x[..., :32, :], 32), x[..., :32, :])
-    assert (whole_cells(x.int(), 32, -2)[..., 33:, :] == -2).all()
+    assert torch.equal(pad_to_multiple(x[..., :32, :], 32), x[..., :32, :])
+    assert (pad_to_multiple(x.int(), 32, -2)[..., 33:, :] == -2).all()
+
+
+def test_valid_sizes_are_heights_and_widths():
+    mask = torch.cat([corner_mask(2, 3, (3, 4)), corner_mask(3, 1, (3, 4))])
+    assert valid_sizes(mask).tolist() == [[2, 3], [3, 1]]
 
 
 def test_half_precision_group_norm_does_not_overflow():
@@ -60,18 +66,18 @@ def test_half_precision_group_norm_does_not_overflow():
     assert relative_error(half.float(), group_norm(x, norm.float(), mask)) < 2e-3  # measured 3.1e-4
 
 
-def test_without_padding_zeroes_the_rest():
+def test_mask_padding_zeroes_the_rest():
     x = torch.randn(1, 3, 4, 6)
-    kept = without_padding(x, corner_mask(8, 8, (16, 24)))
+    kept = mask_padding(x, corner_mask(8, 8, (16, 24)))
     assert torch.equal(kept[..., :2, :2], x[..., :2, :2])
     assert kept[..., 2:, :].abs().max() == kept[..., 2:].abs().max() == 0
-    assert without_padding(x, None) is x
+    assert mask_padding(x, None) is x
 
 
 def test_edges_are_repeated_into_the_padding_of_each_image():
     x = torch.arange(2 * 12.0).view(2, 1, 3, 4)
     mask = torch.cat([corner_mask(2, 3, (3, 4)), corner_mask(3, 1, (3, 4))])
-    first, second = with_repeated_edges(x, mask)[:, 0]
+    first, second = replicate_edges(x, mask)[:, 0]
     assert first.tolist() == [[0, 1, 2, 2], [4, 5, 6, 6], [4, 5, 6, 6]]
     assert second.tolist() == [[12] * 4, [16] * 4, [20] * 4]
 
@@ -93,7 +99,7 @@ def test_resize_never_sees_the_padding():
     assert torch.allclose(out[..., :6, :8], alone, rtol=1e-12, atol=1e-12)
 
 
-def test_the_backbones_own_stride_decides_what_whole_cells_are():
+def test_a_batch_is_padded_to_a_multiple_of_the_backbones_own_stride():
     """A first stage that halves makes the coarsest stride 64, whatever the strides are called."""
     backbone = tiny_model().config.backbone_config
     model = tiny_model(backbone_config=replace(backbone, downsample_in_first_stage=True)).double()
@@ -118,11 +124,11 @@ def test_an_image_gives_the_same_answer_alone_and_in_a_larger_batch(backbone, si
         mask[0, size[0] :] = 0
         mask[0, :, size[1] :] = 0
         output = model(pixels, pixel_mask=mask)
-        cells = [-(-extent // 4) for extent in size]
-        masks = output.masks_queries_logits[:1, :, : cells[0], : cells[1]]
+        rows, columns = (-(-length // 4) for length in size)
+        masks = output.masks_queries_logits[:1, :, :rows, :columns]
         return output.class_queries_logits[:1], masks
 
-    height, width = (-(-extent // 32) * 32 for extent in size)
+    height, width = (-(-length // 32) * 32 for length in size)
     with torch.no_grad():
         alone = answer(height, width)
         for together in (answer(height + 64, width + 96), answer(97, 133)):

@@ -80,19 +80,3 @@ def test_under_autocast_all_is_computed_in_float32(dtype, padded):
         strict=True,
     ):
         assert torch.equal(a, b)
-
-
-def test_one_image_at_a_time_gives_what_all_at_once_give_and_hooks_see_all():
-    model = tiny_model().double()
-    decoder = model.model.pixel_decoder
-    pixels, seen = torch.randn(3, 3, 64, 96).double(), []
-    pixel_mask = torch.ones(3, 64, 96)
-    pixel_mask[1, 40:] = pixel_mask[2, :, 50:] = 0
-    for mask in (None, pixel_mask):
-        alone = model(pixels, pixel_mask=mask).pixel_decoder_last_hidden_state
-        hook = lambda _, __, out: seen.append(len(out))  # noqa: E731
-        handle = decoder.mask_projection.register_forward_hook(hook)
-        together = model(pixels, pixel_mask=mask).pixel_decoder_last_hidden_state
-        handle.remove()
-        torch.testing.assert_close(alone, together, rtol=1e-12, atol=1e-12)
-    assert seen == [3, 3]

@@ -55,7 +55,8 @@ class WindowAttention(nn.Module):
             x = x.masked_fill(~valid[..., None], 0.0)
         masked = window_mask(x, valid, self.window, self.shift)
         windows = self._attend(into_windows(x, self.window, self.shift), masked)
-        return out_of_windows(windows, height, width, self.window, self.shift)
+        x = out_of_windows(windows, height, width, self.window, self.shift)
+        return self.dropout(self.output(x))
 
     def _attend(self, x: Tensor, masked: Tensor | None) -> Tensor:
         """Windows (W, L, C); `masked` bool (W, L, L)."""
@@ -67,4 +68,4 @@ class WindowAttention(nn.Module):
             bias = torch.where(masked[:, None], bias + SHIFT_PENALTY, bias)
         dropout = self.attention_dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(query, key, value, bias, dropout)
-        return self.dropout(self.output(out.transpose(1, 2).flatten(2)))
+        return out.transpose(1, 2).flatten(2)

@@ -4,47 +4,45 @@ import torch
 from mask2former.model.backbones.windows import (
     into_windows,
     out_of_windows,
-    partition_windows,
     relative_position_index,
-    shift_mask,
-    window_cells,
+    whole_windows,
+    window_mask,
 )
 
-CPU = torch.device("cpu")
+
+def numbered(n, height, width):
+    """Maps (N, H, W, 1) whose positions are numbered from 1, row by row."""
+    return torch.arange(1, n * height * width + 1).view(n, height, width, 1)
 
 
-def test_windows_are_partitioned_row_by_row():
-    x = torch.arange(2 * 4 * 6).view(2, 4, 6)
-    windows = partition_windows(x, 2)
-    assert windows.shape == (12, 4)
-    assert torch.equal(windows[1], x[0, :2, 2:4].flatten())
+def test_windows_are_cut_row_by_row():
+    x = numbered(2, 4, 6)
+    windows = into_windows(x, 2, 0)
+    assert windows.shape == (12, 4, 1)
+    assert torch.equal(windows[1], x[0, :2, 2:4].flatten(0, 1))
+    assert torch.equal(windows[6], x[1, :2, :2].flatten(0, 1))
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_every_cell_has_one_place_in_the_windows(shift):
-    cells, places = window_cells(2, 3, 5, 2, shift, CPU)
-    assert cells.shape == (2 * 2 * 3, 4)
-    assert torch.equal(cells.flatten()[places], torch.arange(2 * 3 * 5))
-    assert (cells == -1).sum() == cells.numel() - 2 * 3 * 5
-    # The first window holds what lies `shift` cells down and to the right.
-    corner = [[0, 1], [5, 6]] if shift == 0 else [[6, 7], [11, 12]]
-    assert cells[0].view(2, 2).tolist() == corner
+def test_every_position_is_in_the_windows_once_and_the_rest_is_zero(shift):
+    x = numbered(2, 3, 5)
+    windows = into_windows(x, 2, shift)
+    assert windows.shape == (2 * 2 * 3, 4, 1)
+    assert torch.equal(windows[windows > 0].sort().values, x.flatten())
+    # The first window holds what lies `shift` positions down and to the right.
+    corner = [1, 2, 6, 7] if shift == 0 else [7, 8, 12, 13]
+    assert windows[0].flatten().tolist() == corner
 
 
-@pytest.mark.parametrize("size", [(3, 5), (4, 4)])
-def test_gradients_go_into_windows_and_out_again(size):
-    cells, places = window_cells(2, *size, 2, 1, CPU)
-    cells, present = cells.flatten(), cells.flatten()[:, None] >= 0
-    x = torch.randn(2 * size[0] * size[1], 3, dtype=torch.float64).requires_grad_()
-    weight = torch.randn(len(cells), 3, dtype=torch.float64)
+@pytest.mark.parametrize("shift", [0, 1, 2])
+@pytest.mark.parametrize("size", [(3, 5), (8, 8), (1, 9)])
+def test_out_of_windows_is_the_inverse(size, shift):
+    x = torch.randn(2, *size, 3)
+    assert torch.equal(out_of_windows(into_windows(x, 4, shift), *size, 4, shift), x)
 
-    def there_and_back(x):
-        windows = into_windows(x, cells, places)
-        return out_of_windows(torch.where(present, windows * windows * weight, 7.0), cells, places)
 
-    assert torch.equal(there_and_back(x), x * x * weight[places])
-    assert torch.autograd.gradcheck(there_and_back, x)
-    assert torch.autograd.gradgradcheck(there_and_back, x)
+def test_a_length_is_rounded_up_to_whole_windows():
+    assert [whole_windows(length, 3) for length in (1, 3, 4)] == [3, 3, 6]
 
 
 def test_relative_positions_index_every_offset_once():
@@ -58,12 +56,33 @@ def test_relative_positions_index_every_offset_once():
     assert sorted(offsets.values()) == list(range((2 * size - 1) ** 2))
 
 
-def test_shift_mask_separates_what_the_roll_brought_together():
-    size, shift, extent = 4, 2, 8
-    mask = shift_mask(extent, extent, size, shift, CPU)
-    # Two positions may see each other if they were in one window of the unshifted, unrolled map.
-    position = (torch.arange(extent) + shift) % extent
-    far = torch.stack(torch.meshgrid(position, position, indexing="ij"), -1)[None]
-    windows = torch.stack([partition_windows(axis, size) for axis in far.unbind(-1)], -1)
-    distance = (windows[:, :, None] - windows[:, None]).abs().amax(-1)
-    assert torch.equal(~mask, distance < size)
+def test_nothing_is_masked_without_shift_and_padding():
+    assert window_mask(numbered(1, 4, 4), None, 2, 0) is None
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 6), (9, 5)])
+def test_the_mask_separates_what_the_shift_brought_together(size):
+    """Two positions may see each other if they lie less than a window apart in the map."""
+    window, shift, (height, width) = 4, 2, size
+    x = numbered(2, height, width)
+    mask = window_mask(x, None, window, shift)
+    rows, columns = whole_windows(height, window), whole_windows(width, window)
+    where = torch.stack(
+        torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"), -1
+    ).repeat(2, 1, 1, 1)
+    where = into_windows(where, window, shift)
+    distance = (where[:, :, None] - where[:, None]).abs().amax(-1)
+    assert torch.equal(~mask, distance < window)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_the_mask_hides_windows_that_an_image_alone_would_not_have(shift):
+    valid = torch.zeros(1, 8, 8, dtype=torch.bool)
+    valid[:, :3, :6] = True  # alone it has one row of two windows
+    mask = window_mask(valid[..., None], valid, 4, shift)
+    row, column = (x.flatten() for x in torch.meshgrid(*[torch.arange(8)] * 2, indexing="ij"))
+    where = into_windows((8 * row + column).view(1, 8, 8, 1), 4, shift)[..., 0]
+    alone = row[where] < 4
+    assert mask[alone[:, :, None] & ~alone[:, None]].all()
+    if shift == 0:
+        assert not mask[alone[:, :, None] & alone[:, None]].any()

@@ -1,7 +1,14 @@
 // Where points lie, for packs of them: the twin of locate() in ../bilinear.h. In double, because a
 // float column of 100.3 is only good to 4e-6 of a pixel. Compiled once for each instruction set:
-// see kernels.h.
+// see isa/kernels.inl.
+#pragma once
 
+#include <cstdint>
+
+#include "../bilinear.h"
+#include "simd.inl"
+
+#include "isa/begin.inl"
 namespace mask2former::MASK2FORMER_SET {
 
 constexpr int kCellLanes = kNativeLanes<double>;
@@ -24,3 +31,4 @@ MASK2FORMER_INLINE Cells locate(Doubles x, Doubles y, Doubles width, Doubles hei
 }
 
 }  // namespace mask2former::MASK2FORMER_SET
+#include "isa/end.inl"

@@ -1,5 +1,20 @@
-// Packs of numbers, compiled once for each instruction set: see kernels.h.
+// Packs of numbers, compiled once for each instruction set: see isa/kernels.inl.
+#pragma once
 
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "../bilinear.h"
+#include "numbers.h"
+
+#include "isa/begin.inl"
 namespace mask2former::MASK2FORMER_SET {
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
@@ -383,3 +398,4 @@ MASK2FORMER_INLINE void write(const Numbers& numbers, int64_t index, int64_t cou
 }
 
 }  // namespace mask2former::MASK2FORMER_SET
+#include "isa/end.inl"

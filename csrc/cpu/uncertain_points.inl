@@ -1,5 +1,19 @@
-// The loops that choose uncertain points, compiled once for each instruction set: see kernels.h.
+// The loops that choose uncertain points, compiled once for each instruction set:
+// see isa/kernels.inl.
+#pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "isa/instruction_set.h"
+#include "numbers.h"
+#include "point_sample.inl"
+#include "simd.inl"
+#include "uncertain_points.h"
+
+#include "isa/begin.inl"
 namespace mask2former::MASK2FORMER_SET {
 
 // ---- random points --------------------------------------------------------------------------------
@@ -109,7 +123,7 @@ void choose(const UncertainProblem& problem, const Storage* logits, int64_t mask
     const PointProblem sampling{1, 1, problem.candidates, problem.columns, problem.rows};
     PointData<Storage> data{};
     data.input = logits;
-    data.points = {drawn, std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float};
+    data.points = {drawn, kDtypeOf<Real>};
     data.output = scratch.logits.get();
     if (problem.area() == 0) std::fill_n(data.output, problem.candidates, Storage(0));
     for (int64_t first = 0; problem.area() > 0 && first < problem.candidates;
@@ -136,13 +150,14 @@ void choose(const UncertainProblem& problem, const Storage* logits, int64_t mask
 }
 
 template <typename Storage>
-UncertainKernels<Storage> uncertain_kernels() {
+UncertainKernels<Storage> uncertain_kernels(Set) {
   return {&choose<Storage>};
 }
 
-template UncertainKernels<double> uncertain_kernels();
-template UncertainKernels<float> uncertain_kernels();
-template UncertainKernels<Half> uncertain_kernels();
-template UncertainKernels<BFloat16> uncertain_kernels();
+template UncertainKernels<double> uncertain_kernels(Set);
+template UncertainKernels<float> uncertain_kernels(Set);
+template UncertainKernels<Half> uncertain_kernels(Set);
+template UncertainKernels<BFloat16> uncertain_kernels(Set);
 
 }  // namespace mask2former::MASK2FORMER_SET
+#include "isa/end.inl"

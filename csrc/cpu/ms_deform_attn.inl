@@ -1,6 +1,19 @@
 // The loops of multi-scale deformable attention, compiled once for each instruction set:
-// see kernels.h.
+// see isa/kernels.inl.
+#pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "bilinear.inl"
+#include "isa/instruction_set.h"
+#include "ms_deform_attn.h"
+#include "numbers.h"
+#include "simd.inl"
+
+#include "isa/begin.inl"
 namespace mask2former::MASK2FORMER_SET {
 
 MASK2FORMER_INLINE const char* bytes(const void* pointer) {
@@ -327,13 +340,14 @@ void backward_value(const AttentionProblem& problem, const AttentionData<Storage
 }
 
 template <typename Storage>
-AttentionKernels<Storage> attention_kernels() {
+AttentionKernels<Storage> attention_kernels(Set) {
   return {&forward<Storage>, &backward_samples<Storage>, &backward_value<Storage>};
 }
 
-template AttentionKernels<double> attention_kernels();
-template AttentionKernels<float> attention_kernels();
-template AttentionKernels<Half> attention_kernels();
-template AttentionKernels<BFloat16> attention_kernels();
+template AttentionKernels<double> attention_kernels(Set);
+template AttentionKernels<float> attention_kernels(Set);
+template AttentionKernels<Half> attention_kernels(Set);
+template AttentionKernels<BFloat16> attention_kernels(Set);
 
 }  // namespace mask2former::MASK2FORMER_SET
+#include "isa/end.inl"

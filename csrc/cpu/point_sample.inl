@@ -1,6 +1,22 @@
 // The loops of point sampling, compiled once for each instruction set:
-// see kernels.h.
+// see isa/kernels.inl.
+#pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "../bilinear.h"
+#include "bilinear.inl"
+#include "isa/instruction_set.h"
+#include "ms_deform_attn.inl"
+#include "numbers.h"
+#include "point_sample.h"
+#include "simd.inl"
+
+#include "isa/begin.inl"
 namespace mask2former::MASK2FORMER_SET {
 
 constexpr int kPointLanes = 8;  // points in a pack, whatever the instruction set
@@ -300,9 +316,9 @@ MASK2FORMER_INLINE int64_t find_pixels(const PixelProblem& problem, const Number
                                        int64_t index, int64_t count, const char* image,
                                        PixelBlock<Storage>& block) {
   auto& samples = block.samples;
-  const int64_t nowhere = bytes(block.zeros.data()) - image;
+  const int64_t nowhere = bytes(block.zeros) - image;
   split_pairs(widened(points, 2 * index, 2 * count, samples.spare), count, samples.x, samples.y);
-  std::fill_n(samples.attention, count, 1.0);
+  for (int64_t i = 0; i < count; ++i) samples.attention[i] = 1;
   set_level({0, 1, problem.height, problem.width}, 0, problem.pixel_bytes, samples, 0, count);
   find_taps(samples, count, problem.pixel_bytes, nowhere, problem.align_corners);
   return nowhere;
@@ -312,16 +328,15 @@ MASK2FORMER_INLINE int64_t find_pixels(const PixelProblem& problem, const Number
 template <typename Storage>
 MASK2FORMER_INLINE void write_channels(const PixelBlock<Storage>& block, int64_t channels,
                                        int64_t count, OutputOf<Storage>* output, int64_t stride) {
-  const int64_t row = block.row;
+  const int64_t row = block.stride;
   for (int64_t channel = 0; channel < channels; ++channel, output += stride) {
-    const auto* from = block.rows.data() + channel;
+    const auto* from = block.rows + channel;
     int64_t i = 0;
     for (; i + kPointLanes <= count; i += kPointLanes, from += kPointLanes * row) {
-      store_pack<kPointLanes>(
-          output + i, Pack<RealOf<Storage>, kPointLanes>{from[0], from[row], from[2 * row],
-                                                         from[3 * row], from[4 * row],
-                                                         from[5 * row], from[6 * row],
-                                                         from[7 * row]});
+      store_pack<kPointLanes>(output + i,
+                              Pack<RealOf<Storage>, kPointLanes>{
+                                  from[0], from[row], from[2 * row], from[3 * row], from[4 * row],
+                                  from[5 * row], from[6 * row], from[7 * row]});
     }
     for (; i < count; ++i, from += row) store_pack<1>(output + i, *from);
   }
@@ -330,11 +345,10 @@ MASK2FORMER_INLINE void write_channels(const PixelBlock<Storage>& block, int64_t
 // The other way round.
 template <typename Storage>
 MASK2FORMER_INLINE void read_channels(const OutputOf<Storage>* grad_output, int64_t stride,
-                                      int64_t channels, int64_t count,
-                                      PixelBlock<Storage>& block) {
+                                      int64_t channels, int64_t count, PixelBlock<Storage>& block) {
   for (int64_t channel = 0; channel < channels; ++channel, grad_output += stride) {
-    auto* to = block.rows.data() + channel;
-    for (int64_t i = 0; i < count; ++i, to += block.row) *to = load_pack<1>(grad_output + i);
+    auto* to = block.rows + channel;
+    for (int64_t i = 0; i < count; ++i, to += block.stride) *to = load_pack<1>(grad_output + i);
   }
 }
 
@@ -350,7 +364,7 @@ void forward_pixels(const PixelProblem& problem, const PointData<Storage>& data,
       for_packs<lanes.value>(channels, [&](auto packs, int64_t channel, int) {
         sum_rows<lanes.value, packs.value, Storage>(pixels + channel * sizeof(Storage),
                                                     block.samples, i, 1,
-                                                    block.rows.data() + i * block.row + channel);
+                                                    block.rows + i * block.stride + channel);
       });
     }
   });
@@ -367,7 +381,7 @@ void backward_pixel_points(const PixelProblem& problem, const PointData<Storage>
   const int64_t index = image * points + first;
   const int64_t last = problem.shared_points ? problem.images : image + 1;
   int64_t nowhere = 0;
-  for (Real* dot : block.samples.dot) std::fill_n(dot, count, Real(0));
+  for (Real* dot : block.samples.dot) std::memset(dot, 0, count * sizeof(Real));
   for (; image < last; ++image) {
     const char* pixels = bytes(data.input) + image * problem.image_bytes;
     nowhere = find_pixels(problem, data.points, index, count, pixels, block);
@@ -375,11 +389,10 @@ void backward_pixel_points(const PixelProblem& problem, const PointData<Storage>
                   block);
     with_lanes<Real>(channels, [&](auto lanes) {
       for (int64_t i = 0; i < count; ++i) {
-        const Real* grad = block.rows.data() + i * block.row;
+        const Real* grad = block.rows + i * block.stride;
         for_packs<lanes.value>(channels, [&](auto packs, int64_t channel, int overlap) {
-          multiply_rows<lanes.value, packs.value, Storage>(pixels + channel * sizeof(Storage),
-                                                           grad + channel, overlap, block.samples,
-                                                           i, 1);
+          multiply_rows<lanes.value, packs.value, Storage>(
+              pixels + channel * sizeof(Storage), grad + channel, overlap, block.samples, i, 1);
         });
       }
     });
@@ -389,7 +402,7 @@ void backward_pixel_points(const PixelProblem& problem, const PointData<Storage>
 }
 
 template <typename Storage>
-PointKernels<Storage> point_kernels() {
+PointKernels<Storage> point_kernels(Set) {
   PointKernels<Storage> kernels{};  // masks have no gradient
   kernels.forward_pixels = &forward_pixels<Storage>;
   kernels.backward_pixel_points = &backward_pixel_points<Storage>;
@@ -403,10 +416,11 @@ PointKernels<Storage> point_kernels() {
   return kernels;
 }
 
-template PointKernels<double> point_kernels();
-template PointKernels<float> point_kernels();
-template PointKernels<Half> point_kernels();
-template PointKernels<BFloat16> point_kernels();
-template PointKernels<uint8_t> point_kernels();
+template PointKernels<double> point_kernels(Set);
+template PointKernels<float> point_kernels(Set);
+template PointKernels<Half> point_kernels(Set);
+template PointKernels<BFloat16> point_kernels(Set);
+template PointKernels<uint8_t> point_kernels(Set);
 
 }  // namespace mask2former::MASK2FORMER_SET
+#include "isa/end.inl"
