@@ -26,7 +26,7 @@ struct PointProblem {
 struct PixelProblem {
   int64_t images, channels, points;
   bool shared_points, align_corners;
-  int64_t image_bytes, pixel_bytes;  // from one to the next
+  int64_t image_byte_stride, pixel_byte_stride;
   int32_t width, height;
 };
 
@@ -57,7 +57,7 @@ class PointBlock {
   int64_t count, packed, apart_count;  // all points, those in packs, those apart
   int64_t* position;                   // of the pixel left and above; 0 for a point that is apart
   Real *to_right, *to_bottom, *grad_x, *grad_y;
-  Real* spare;  // two numbers for each point
+  Real* scratch;  // two numbers for each point
   Apart* apart;
 
   explicit PointBlock(int64_t points)
@@ -68,7 +68,7 @@ class PointBlock {
     position = positions_.get();
     apart = apart_.get();
     Real* reals = reals_.get();
-    for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &spare}) {
+    for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &scratch}) {
       *array = std::exchange(reals, reals + points);
     }
   }

@@ -56,7 +56,7 @@ MASK2FORMER_INLINE void locate_points(const PointProblem& problem, const Numbers
                                       int64_t first, int64_t count, PointBlock<Real>& block) {
   constexpr int64_t step = 256;
   double x[step], y[step];
-  const Real* points = widened(numbers, 2 * first, 2 * count, block.spare);
+  const Real* points = widened(numbers, 2 * first, 2 * count, block.scratch);
   const int64_t packed = count / kPointLanes * kPointLanes;
   block.count = count;
   block.apart_count = 0;
@@ -170,7 +170,7 @@ MASK2FORMER_INLINE void add_to_plane(const PointProblem& problem, PointBlock<Rea
   const auto inside = [&](int64_t position) {
     return all || uint64_t(position) < uint64_t(pixels);
   };
-  Real* grad = block.spare;
+  Real* grad = block.scratch;
   convert(grad_output, block.count, grad);
   for (int64_t i = 0; i < block.apart_count; ++i) {
     const auto& point = block.apart[i];
@@ -302,10 +302,10 @@ void backward_points(const PointProblem& problem, const PointData<Storage>& data
   const auto scale_x = static_cast<Real>(problem.columns.scale);
   const auto scale_y = static_cast<Real>(problem.rows.scale);
   for (int64_t i = 0; i < count; ++i) {
-    block.spare[2 * i] = block.grad_x[i] * scale_x;
-    block.spare[2 * i + 1] = block.grad_y[i] * scale_y;
+    block.scratch[2 * i] = block.grad_x[i] * scale_x;
+    block.scratch[2 * i + 1] = block.grad_y[i] * scale_y;
   }
-  write(data.grad_points, 2 * index, 2 * count, block.spare);
+  write(data.grad_points, 2 * index, 2 * count, block.scratch);
 }
 
 // ---- channels side by side ------------------------------------------------------------------------
@@ -316,12 +316,12 @@ MASK2FORMER_INLINE int64_t find_pixels(const PixelProblem& problem, const Number
                                        int64_t index, int64_t count, const char* image,
                                        PixelBlock<Storage>& block) {
   auto& samples = block.samples;
-  const int64_t nowhere = bytes(block.zeros) - image;
-  split_pairs(widened(points, 2 * index, 2 * count, samples.spare), count, samples.x, samples.y);
+  const int64_t zero_row = bytes(block.zeros) - image;
+  split_pairs(widened(points, 2 * index, 2 * count, samples.scratch), count, samples.x, samples.y);
   for (int64_t i = 0; i < count; ++i) samples.attention[i] = 1;
-  set_level({0, 1, problem.height, problem.width}, 0, problem.pixel_bytes, samples, 0, count);
-  find_taps(samples, count, problem.pixel_bytes, nowhere, problem.align_corners);
-  return nowhere;
+  set_level({0, 1, problem.height, problem.width}, 0, problem.pixel_byte_stride, samples, 0, count);
+  find_corners(samples, count, problem.pixel_byte_stride, zero_row, problem.align_corners);
+  return zero_row;
 }
 
 // Writes the block's rows of channels as rows of points, which are `stride` numbers apart.
@@ -356,7 +356,7 @@ template <typename Storage>
 void forward_pixels(const PixelProblem& problem, const PointData<Storage>& data,
                     PixelBlock<Storage>& block, int64_t image, int64_t first, int64_t count) {
   const int64_t channels = problem.channels, points = problem.points;
-  const char* pixels = bytes(data.input) + image * problem.image_bytes;
+  const char* pixels = bytes(data.input) + image * problem.image_byte_stride;
   find_pixels(problem, data.points, (problem.shared_points ? 0 : image * points) + first, count,
               pixels, block);
   with_lanes<RealOf<Storage>>(channels, [&](auto lanes) {
@@ -380,11 +380,11 @@ void backward_pixel_points(const PixelProblem& problem, const PointData<Storage>
   const int64_t channels = problem.channels, points = problem.points;
   const int64_t index = image * points + first;
   const int64_t last = problem.shared_points ? problem.images : image + 1;
-  int64_t nowhere = 0;
+  int64_t zero_row = 0;
   for (Real* dot : block.samples.dot) std::memset(dot, 0, count * sizeof(Real));
   for (; image < last; ++image) {
-    const char* pixels = bytes(data.input) + image * problem.image_bytes;
-    nowhere = find_pixels(problem, data.points, index, count, pixels, block);
+    const char* pixels = bytes(data.input) + image * problem.image_byte_stride;
+    zero_row = find_pixels(problem, data.points, index, count, pixels, block);
     read_channels(data.grad_output + image * channels * points + first, points, channels, count,
                   block);
     with_lanes<Real>(channels, [&](auto lanes) {
@@ -397,7 +397,7 @@ void backward_pixel_points(const PixelProblem& problem, const PointData<Storage>
       }
     });
   }
-  finish_samples(block.samples, count, nowhere, problem.align_corners);
+  finish_samples(block.samples, count, zero_row, problem.align_corners);
   write_gradients(block.samples, index, count, data.grad_points, Numbers{});
 }
 

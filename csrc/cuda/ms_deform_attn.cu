@@ -53,8 +53,8 @@ LevelSource source_of_levels(const AttentionSizes& sizes, const Tensor& shapes,
 }
 
 // Levels that the host can read have been checked. The others are checked by every kernel.
-void place_levels(const Tensor& value, const Tensor& spatial_shapes,
-                  const Tensor& level_start_index, Call& call) {
+void find_levels(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
+                 Call& call) {
   const Tensor shapes = call.keep(torch::stable::contiguous(spatial_shapes));
   const Tensor starts = call.keep(torch::stable::contiguous(level_start_index));
   call.levels = source_of_levels(call.sizes, shapes, starts, 0);
@@ -76,7 +76,7 @@ void place_levels(const Tensor& value, const Tensor& spatial_shapes,
 Call make_call(AttentionSizes sizes, const Tensor& value, const Tensor& spatial_shapes,
                const Tensor& level_start_index) {
   Call call{std::move(sizes), Launcher(kOp, value)};
-  place_levels(value, spatial_shapes, level_start_index, call);
+  find_levels(value, spatial_shapes, level_start_index, call);
   return call;
 }
 
@@ -108,7 +108,7 @@ bool fits(const AttentionSizes& sizes) {
   const bool together = std::all_of(sizes.points.begin(), sizes.points.end(),
                                     [](int64_t points) { return points % L::kTogether == 0; });
   const int64_t rows = sizes.images * sizes.queries * sizes.heads;
-  const int64_t bytes = sizes.images * sizes.positions * sizes.heads * L::kLanes * 16;
+  const int64_t bytes = sizes.images * sizes.positions * sizes.heads * L::kLanes * kOffsetUnit;
   return together && sizes.channels == L::kLanes * L::kWidth &&
          std::ssize(sizes.points) <= kLevelsInLaunch && sizes.samples <= kSamplesInShared &&
          rows * sizes.samples < int64_t{1} << 30 && rows < int64_t{1} << 30 &&

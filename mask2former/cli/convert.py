@@ -80,14 +80,14 @@ def run(args: argparse.Namespace) -> int:
     _check_paths(source, folder)
     weights = read_detectron2(source)
     config, assumed = infer_config(weights, source)
-    things, assumed_classes = _name_classes(config, args.labels, args.things, source)
+    assumed_classes = _name_classes(config, args.labels, args.things, source)
     try:
         model = Mask2FormerForUniversalSegmentation(config)
     except ValueError as error:
         raise DataError(f"The tensors in {source} make no model: {error}") from error
     model.load_state_dict(from_detectron2(weights, model.state_dict(), config, source))
     processor = Mask2FormerImageProcessor(
-        ignore_index=255, num_labels=config.num_labels, thing_label_ids=things
+        ignore_index=255, num_labels=config.num_labels, thing_label_ids=config.thing_label_ids
     )
     try:
         model.save_pretrained(folder)
@@ -104,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _name_classes(
     config: Mask2FormerConfig, labels: Path | None, things: list[int] | None, source: Path
-) -> tuple[list[int] | None, list[str]]:
-    """Give the configuration its classes; return the things and a line for each assumption."""
+) -> list[str]:
+    """Give the configuration its classes and things; return a line for each assumption."""
     count = config.num_labels
     known = published_classes(count) if labels is None else None
     lines = []
@@ -124,7 +124,8 @@ def _name_classes(
         raise DataError(
             f"--things names class {things[-1]}, but the classes of {source} are 0 to {count - 1}."
         )
-    return things, lines
+    config.thing_label_ids = things
+    return lines
 
 
 def _read_labels(path: Path, count: int, source: Path) -> list[str]:

@@ -237,6 +237,17 @@ def test_overrides_of_labels_agree_or_are_refused(model, tmp_path):
         load(tmp_path, torch_dtype="auto")
 
 
+def test_the_things_go_with_the_labels_and_the_task_stays(tmp_path):
+    model = tiny_model(num_labels=3, task="instance", thing_label_ids=[0])
+    model.save_pretrained(tmp_path)
+    load = Mask2FormerForUniversalSegmentation.from_pretrained
+    assert load(tmp_path, num_labels=3).config.thing_label_ids == [0]
+    other = load(tmp_path, id2label={0: "a", 1: "b", 2: "c"}).config
+    assert (other.task, other.thing_label_ids) == ("instance", None)
+    given = load(tmp_path, id2label={0: "a", 1: "b", 2: "c"}, thing_label_ids=[2]).config
+    assert given.thing_label_ids == [2]
+
+
 def test_another_backbone_replaces_that_of_the_checkpoint(model, tmp_path):
     """Its weights are not the checkpoint's, and the message names them."""
     model.save_pretrained(tmp_path / "model")

@@ -97,6 +97,7 @@ def test_models_of_published_data_sets_get_their_classes(
     assert config["id2label"]["0"] == first and len(config["id2label"]) == count
     processor = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
     assert things is None or processor["thing_label_ids"] == things
+    assert config["thing_label_ids"] == processor["thing_label_ids"]
     assert f"\n  things: {len(processor['thing_label_ids'])} of the {count} classes" in err
 
 
@@ -110,7 +111,7 @@ def test_other_classes_are_given(tmp_path, capsys):
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["id2label"] == {"0": "cat", "1": "wood pile", "2": "sky"}
     processor = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
-    assert processor["thing_label_ids"] == [0, 1]
+    assert config["thing_label_ids"] == processor["thing_label_ids"] == [0, 1]
 
 
 @pytest.mark.parametrize(
