@@ -55,7 +55,7 @@ def test_the_bundled_model_learns_other_classes_by_readme_s_commands(tmp_path):
     commands = readme_commands()
     assert list(commands) == ["render", "inspect", "train", "evaluate"]
     run(commands["render"], tmp_path)
-    assert (tmp_path / "scenes/annotations/panoptic_train.json").exists()
+    assert (tmp_path / "demo/annotations/panoptic_train.json").exists()
     assert "spiky" in run(commands["inspect"], tmp_path)
 
     # A model that has the classes and has learnt nothing.

@@ -82,15 +82,27 @@ class PointBlock {
 // Consecutive points of a PixelProblem, and a row of channels for each of them: a sample is a sum
 // of four pixels, as one of deformable attention is.
 template <typename Storage>
-struct PixelBlock {
+class PixelBlock {
+ public:
   using Real = RealOf<Storage>;
-  int64_t row;  // from one row to the next; off a power of 2, whose lines would share a cache set
+  // From one row to the next. Rows a power of 2 apart would share few lines of a cache.
+  const int64_t stride;
   Samples<Real> samples;
-  std::vector<Real> rows;
-  std::vector<Storage> zeros;  // the pixel that is not there
+  Real* rows;
+  const Storage* zeros;  // the pixel that is not there
 
   PixelBlock(int64_t points, int64_t channels)
-      : row(channels + 64 / sizeof(Real)), samples(points), rows(points * row), zeros(channels) {}
+      : stride(channels + 64 / static_cast<int64_t>(sizeof(Real))),
+        samples(points),
+        rows_(points * stride),
+        zeros_(channels) {
+    rows = rows_.data();
+    zeros = zeros_.data();
+  }
+
+ private:
+  std::vector<Real> rows_;
+  std::vector<Storage> zeros_;
 };
 
 // Consecutive rows of a plane.

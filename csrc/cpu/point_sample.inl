@@ -316,9 +316,9 @@ MASK2FORMER_INLINE int64_t find_pixels(const PixelProblem& problem, const Number
                                        int64_t index, int64_t count, const char* image,
                                        PixelBlock<Storage>& block) {
   auto& samples = block.samples;
-  const int64_t zero_row = bytes(block.zeros.data()) - image;
+  const int64_t zero_row = bytes(block.zeros) - image;
   split_pairs(widened(points, 2 * index, 2 * count, samples.scratch), count, samples.x, samples.y);
-  std::fill_n(samples.attention, count, 1.0);
+  for (int64_t i = 0; i < count; ++i) samples.attention[i] = 1;
   set_level({0, 1, problem.height, problem.width}, 0, problem.pixel_byte_stride, samples, 0, count);
   find_corners(samples, count, problem.pixel_byte_stride, zero_row, problem.align_corners);
   return zero_row;
@@ -328,9 +328,9 @@ MASK2FORMER_INLINE int64_t find_pixels(const PixelProblem& problem, const Number
 template <typename Storage>
 MASK2FORMER_INLINE void write_channels(const PixelBlock<Storage>& block, int64_t channels,
                                        int64_t count, OutputOf<Storage>* output, int64_t stride) {
-  const int64_t row = block.row;
+  const int64_t row = block.stride;
   for (int64_t channel = 0; channel < channels; ++channel, output += stride) {
-    const auto* from = block.rows.data() + channel;
+    const auto* from = block.rows + channel;
     int64_t i = 0;
     for (; i + kPointLanes <= count; i += kPointLanes, from += kPointLanes * row) {
       store_pack<kPointLanes>(output + i,
@@ -347,8 +347,8 @@ template <typename Storage>
 MASK2FORMER_INLINE void read_channels(const OutputOf<Storage>* grad_output, int64_t stride,
                                       int64_t channels, int64_t count, PixelBlock<Storage>& block) {
   for (int64_t channel = 0; channel < channels; ++channel, grad_output += stride) {
-    auto* to = block.rows.data() + channel;
-    for (int64_t i = 0; i < count; ++i, to += block.row) *to = load_pack<1>(grad_output + i);
+    auto* to = block.rows + channel;
+    for (int64_t i = 0; i < count; ++i, to += block.stride) *to = load_pack<1>(grad_output + i);
   }
 }
 
@@ -364,7 +364,7 @@ void forward_pixels(const PixelProblem& problem, const PointData<Storage>& data,
       for_packs<lanes.value>(channels, [&](auto packs, int64_t channel, int) {
         sum_rows<lanes.value, packs.value, Storage>(pixels + channel * sizeof(Storage),
                                                     block.samples, i, 1,
-                                                    block.rows.data() + i * block.row + channel);
+                                                    block.rows + i * block.stride + channel);
       });
     }
   });
@@ -381,7 +381,7 @@ void backward_pixel_points(const PixelProblem& problem, const PointData<Storage>
   const int64_t index = image * points + first;
   const int64_t last = problem.shared_points ? problem.images : image + 1;
   int64_t zero_row = 0;
-  for (Real* dot : block.samples.dot) std::fill_n(dot, count, Real(0));
+  for (Real* dot : block.samples.dot) std::memset(dot, 0, count * sizeof(Real));
   for (; image < last; ++image) {
     const char* pixels = bytes(data.input) + image * problem.image_byte_stride;
     zero_row = find_pixels(problem, data.points, index, count, pixels, block);
@@ -389,7 +389,7 @@ void backward_pixel_points(const PixelProblem& problem, const PointData<Storage>
                   block);
     with_lanes<Real>(channels, [&](auto lanes) {
       for (int64_t i = 0; i < count; ++i) {
-        const Real* grad = block.rows.data() + i * block.row;
+        const Real* grad = block.rows + i * block.stride;
         for_packs<lanes.value>(channels, [&](auto packs, int64_t channel, int overlap) {
           multiply_rows<lanes.value, packs.value, Storage>(
               pixels + channel * sizeof(Storage), grad + channel, overlap, block.samples, i, 1);

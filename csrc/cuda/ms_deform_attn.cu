@@ -52,12 +52,9 @@ LevelSource source_of_levels(const AttentionSizes& sizes, const Tensor& shapes,
   return source;
 }
 
-// Levels that the host can read are checked here. The others are checked by every kernel.
+// Levels that the host can read have been checked. The others are checked by every kernel.
 void find_levels(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
                  Call& call) {
-  if (spatial_shapes.is_cpu() && level_start_index.is_cpu()) {
-    read_levels(call.sizes, spatial_shapes, level_start_index);
-  }
   const Tensor shapes = call.keep(torch::stable::contiguous(spatial_shapes));
   const Tensor starts = call.keep(torch::stable::contiguous(level_start_index));
   call.levels = source_of_levels(call.sizes, shapes, starts, 0);
@@ -146,8 +143,7 @@ dim3 blocks_for_rows(const AttentionSizes& sizes) {
 Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
                       const Tensor& level_start_index, const Tensor& sampling_locations,
                       const Tensor& attention_weights, const Counts& num_points) {
-  Call call = make_call(check_attention(value, spatial_shapes, level_start_index,
-                                        sampling_locations, attention_weights, num_points),
+  Call call = make_call(attention_sizes(value, spatial_shapes, sampling_locations, num_points),
                         value, spatial_shapes, level_start_index);
   const AttentionSizes& sizes = call.sizes;
   Tensor output =
@@ -216,10 +212,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& level_start_index, const Tensor& sampling_locations,
     const Tensor& attention_weights, const Counts& num_points, const std::vector<bool>& output_mask,
     bool deterministic) {
-  AttentionSizes sizes = check_attention(value, spatial_shapes, level_start_index,
-                                         sampling_locations, attention_weights, num_points);
-  check_attention_backward(sizes, grad_output, value, output_mask);
-  Call call = make_call(std::move(sizes), value, spatial_shapes, level_start_index);
+  Call call = make_call(attention_sizes(value, spatial_shapes, sampling_locations, num_points),
+                        value, spatial_shapes, level_start_index);
   Tensor grad_value = new_gradient(output_mask[0], value);
   Tensor grad_locations = new_gradient(output_mask[1], sampling_locations);
   Tensor grad_attention = new_gradient(output_mask[2], attention_weights);

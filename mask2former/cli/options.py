@@ -152,7 +152,7 @@ def open_data(
     skip_bad: bool,
     task: str | None = None,
 ) -> SegmentationDataset:
-    """A split of a data set, for `task` if that is given; `open_dataset` has all arguments and errors.
+    """A split of a data set, for `task` if that is given; see `FoundDataset.open`.
 
     Raises:
         UsageError: an option does not apply to the format, or the annotations are none for `task`.

@@ -114,12 +114,13 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         recipe = _recipe(args)
+        dataset, validation = _open(args)
         outcome = train(
             args.model,
-            _open(args.data, args.split, args.images, args),
+            dataset,
             args.out,
             recipe,
-            validation=_validation(args),
+            validation=validation,
             skip_bad=args.skip_bad,
             resume=args.resume,
         )
@@ -145,19 +146,20 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return Recipe(**values)
 
 
-def _open(
-    path: Path, split: str | None, images: Path | None, args: argparse.Namespace
-) -> SegmentationDataset:
-    return open_data(path, split, images, args.reduce_labels, args.skip_bad, args.task)
-
-
-def _validation(args: argparse.Namespace) -> SegmentationDataset | None:
-    """The data set to evaluate on, if there is one."""
+def _open(args: argparse.Namespace) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """The data set to train on, and the one to evaluate on if there is one."""
+    from mask2former.data.open_dataset import find_dataset
     from mask2former.training.setup import val_split
 
-    path = args.val_data or args.data
-    split = args.val_split or val_split(path)
+    found = find_dataset(args.data)
+    options = args.reduce_labels, args.skip_bad, args.task
+    dataset = open_data(found, args.split, args.images, *options)
+    images = args.val_images
+    if args.val_data is not None:
+        found = find_dataset(args.val_data)
+    else:
+        images = images or args.images
+    split = args.val_split or val_split(found)
     if args.val_data is None and split is None:
-        return None
-    images = args.val_images or (args.images if args.val_data is None else None)
-    return _open(path, split, images, args)
+        return dataset, None
+    return dataset, open_data(found, split, images, *options)

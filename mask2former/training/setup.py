@@ -17,7 +17,7 @@ from mask2former.configuration import Mask2FormerConfig
 from mask2former.data.augmentation import Augmentation, coco_lsj, few_images, semantic_crop
 from mask2former.data.batches import make_loader
 from mask2former.data.dataset import SegmentationDataset, Task
-from mask2former.data.open_dataset import as_task, available_splits, open_dataset
+from mask2former.data.open_dataset import FoundDataset, as_task, find_dataset
 from mask2former.evaluation.dataset_predictor import DatasetPredictor
 from mask2former.evaluation.evaluate import evaluate
 from mask2former.evaluation.report import draw_worst_images
@@ -96,7 +96,10 @@ def train(
     if os.environ.get("RANK", "0") != "0":
         report = nothing
     check_folder(out, recipe, resume)  # before the long work
-    if validation is None and not isinstance(data, SegmentationDataset) and val_split(data):
+    data = _find(data)
+    if validation is not None:
+        validation = _find(validation)
+    elif val_split(data) is not None:
         validation = data
     dataset = _open(data, None, task, skip_bad)
     if validation is not None:
@@ -143,26 +146,29 @@ def train(
 # ---- data ---------------------------------------------------------------------------------------
 
 
-def val_split(data: str | os.PathLike[str] | SegmentationDataset) -> str | None:
-    """The name of a folder's split for validation; None where there is none, or no folder.
+def _find(
+    data: str | os.PathLike[str] | SegmentationDataset,
+) -> FoundDataset | SegmentationDataset:
+    """A data set that is recognised, unless it is open."""
+    return data if isinstance(data, SegmentationDataset) else find_dataset(data)
 
-    Raises:
-        DataError: the folder holds no known data set.
-    """
-    if isinstance(data, SegmentationDataset) or not Path(data).is_dir():
+
+def val_split(data: FoundDataset | SegmentationDataset) -> str | None:
+    """The name of a folder's split for validation; None where there is none, or no folder."""
+    if isinstance(data, SegmentationDataset) or not data.path.is_dir():
         return None
-    return next((name for name in available_splits(data) if name.startswith("val")), None)
+    return next((name for name in data.splits if name.startswith("val")), None)
 
 
 def _open(
-    data: str | os.PathLike[str] | SegmentationDataset,
+    data: FoundDataset | SegmentationDataset,
     split: str | None,
     task: Task | None,
     skip_bad: bool,
 ) -> SegmentationDataset:
     """A data set, opened unless it is open, as one for the task."""
     if not isinstance(data, SegmentationDataset):
-        data = open_dataset(data, split, skip_bad=skip_bad)
+        data = data.open(split, skip_bad=skip_bad)
     try:
         return as_task(data, task or data.task)
     except ValueError as error:
