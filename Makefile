@@ -1,7 +1,7 @@
 # make demo: segment a rendered scene.  make test: run the tests, make test-all the slow ones too.
 # All set up .venv first.
 # A fresh machine needs python3 >= 3.10 and, for the compiled kernels, a C++ compiler.
-# make test-sanitize: the op tests on kernels that watch their memory accesses and arithmetic.
+# make test-sanitize: the op tests on kernels built with AddressSanitizer and UBSan.
 # make wheel, then make test-wheel: the op tests on that wheel, in an environment of its own.
 # make cuda-report: registers and spills of the CUDA kernels; needs nvcc, but no GPU.
 # make gpu-check: the CUDA kernels built, tested and timed on a GPU, with the torch of PYTHON.
@@ -19,16 +19,16 @@ VENV ?= .venv
 WHEEL_VENV ?= build/test-wheel/env
 LINTERS := ruff==0.17.5 clang-format==19.1.7
 
-# A process of tests for every core, as far as memory is likely to go; one thread for each of them.
-# PYTEST_ARGS="-n 0" has all in one.
+# One test process per core, at most 8 because of memory, each with one thread.
+# PYTEST_ARGS="-n 0" runs all in one process.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 15
 test test-all test-sanitize test-wheel: export OMP_NUM_THREADS := 1
 
 # GCC's sanitizers. Python's own flags bring -fwrapv, which would hide sums that overflow.
 SANITIZERS := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all \
 	-fno-wrapv -fno-omit-frame-pointer -O1 -g
-# Python itself has none, so the first library to load must bring them. What Python still holds when
-# it ends is no leak of ours.
+# Python itself has none, so they are loaded first. What Python still holds when it ends is no leak
+# of ours.
 SANITIZED := MASK2FORMER_CXXFLAGS="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 # pytest must not hold back what a sanitizer says before it ends the process.

@@ -1,8 +1,8 @@
 """Chooses what to build; everything else about the package is in pyproject.toml.
 
 MASK2FORMER_BUILD=auto|cpu|cuda|none: auto (the default) builds CPU kernels and, where there is an
-nvcc, CUDA kernels, for which no GPU is needed; if these fail, the CPU kernels alone; and if those
-fail too, it leaves the package to its PyTorch reference. The other three do what they say or fail.
+nvcc, CUDA kernels. This needs no GPU. If the CUDA kernels fail, it builds the CPU kernels alone; if
+those fail too, the package runs its PyTorch reference. The other three do what they say or fail.
 TORCH_CUDA_ARCH_LIST names the GPUs that the CUDA kernels are for.
 """
 
@@ -107,8 +107,8 @@ def make_extension(*, cuda: bool):
         # The static runtime, so that the library loads where there is no CUDA.
         arguments["libraries"] = ["cudart_static", "dl", "rt", "pthread"]
         arguments["library_dirs"] = cuda_libraries(nvcc)
-        # Asks for torch's CUDA part, if there is one. The linker would leave it out, because the
-        # one function that we call there may be missing (launch.h).
+        # Links torch's CUDA part, if there is one. The linker would leave it out, because the only
+        # function that we call there is a weak symbol (launch.h).
         arguments["extra_link_args"] = ["-Wl,--no-as-needed", "-ltorch"]
     return CppExtension(
         LIBRARY,

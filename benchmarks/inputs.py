@@ -72,6 +72,8 @@ def point_arguments(shape: Points, g: torch.Generator) -> tuple[Tensor, Tensor]:
     """Logits, or masks of them, in blobs a sixteenth of the image in size, and where to sample."""
     coarse = torch.randn(shape.images, shape.planes, 16, 16, generator=g)
     logits = F.interpolate(coarse, size=shape.size, mode="bilinear")
+    if shape.channels_last:
+        logits = logits.contiguous(memory_format=torch.channels_last)
     if shape.where == "uncertain":
         points = uncertain_points(logits, shape.points)
     else:

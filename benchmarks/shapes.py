@@ -98,6 +98,7 @@ class Points:
     points: int
     where: Literal["shared", "uniform", "uncertain"]
     masks: bool = False  # bool
+    channels_last: bool = False
     backward: bool = True  # whether models ask for the gradient
     dtypes: tuple[torch.dtype, ...] = FLOAT32
     targets: tuple[Target, ...] = ()
@@ -119,7 +120,8 @@ class Points:
     def description(self) -> str:
         """The sizes in one line."""
         sizes = f"{self.images}x{self.planes}x{self.size[0]}x{self.size[1]}"
-        return f"{sizes}, {self.points} {self.where} points"
+        layout = " channels_last" if self.channels_last else ""
+        return f"{sizes}{layout}, {self.points} {self.where} points"
 
 
 def pyramid(height: int, width: int, *strides: int) -> tuple[tuple[int, int], ...]:
@@ -202,6 +204,16 @@ SAMPLING = (
         masks=True,
         backward=False,
         targets=(Target(GRID_SAMPLE, 10, None),),
+    ),
+    Points(
+        "matcher, mask features",
+        images=1,
+        planes=256,
+        size=(64, 64),
+        points=1000,
+        where="shared",
+        channels_last=True,
+        targets=(Target(GRID_SAMPLE, 1, 1),),
     ),
     Points("loss, candidates", 20, 1, (256, 256), 37632, "uniform", backward=False),
     Points("loss, logits", 20, 1, (256, 256), 12544, "uncertain"),

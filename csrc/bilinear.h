@@ -29,7 +29,7 @@ MASK2FORMER_INLINE Axis make_axis(int32_t size, bool align_corners) {
 
 // Between which two pixel centres of an axis a location lies.
 template <typename Real>
-struct Place {
+struct AxisPosition {
   int32_t from;  // the pixel before it, from -1 on; the other one comes next
   Real beyond;   // the distance from there, in [0, 1]
   bool has_from,
@@ -37,7 +37,8 @@ struct Place {
 };
 
 // `size` pixels. Nothing out of range is ever converted to an integer; NaN fails every comparison.
-MASK2FORMER_INLINE Place<double> place(double location, double scale, double shift, double size) {
+MASK2FORMER_INLINE AxisPosition<double> locate_on_axis(double location, double scale, double shift,
+                                                       double size) {
   double x = location * scale + shift;
   const bool near = (x > -1) & (x < size);
   x = near ? x : 0;
@@ -47,7 +48,8 @@ MASK2FORMER_INLINE Place<double> place(double location, double scale, double shi
 
 // A float column of 100.3 is only good to 4e-6 of a pixel. The distance from the pixel before it is
 // rounded but once, so it is as good as in double, on maps of up to 2^23 columns.
-MASK2FORMER_INLINE Place<float> place(float location, float scale, float shift, float size) {
+MASK2FORMER_INLINE AxisPosition<float> locate_on_axis(float location, float scale, float shift,
+                                                      float size) {
   // Of a NaN, fmax and fmin take the other number; then the distance is a NaN.
   const float x = std::fmin(std::fmax(std::fma(location, scale, shift), -1.0f), size);
   float from = std::floor(x);
@@ -70,8 +72,8 @@ struct Cell {
 // In double, which is as fast on a CPU.
 template <typename Real>
 MASK2FORMER_INLINE Cell<Real> locate(const Axis& columns, const Axis& rows, const Real* location) {
-  const auto x = place(double{location[0]}, columns.scale, columns.shift, columns.size);
-  const auto y = place(double{location[1]}, rows.scale, rows.shift, rows.size);
+  const auto x = locate_on_axis(double{location[0]}, columns.scale, columns.shift, columns.size);
+  const auto y = locate_on_axis(double{location[1]}, rows.scale, rows.shift, rows.size);
   const bool near = (x.has_from || x.has_next) && (y.has_from || y.has_next);
   return {near, x.from, y.from, static_cast<Real>(x.beyond), static_cast<Real>(y.beyond)};
 }

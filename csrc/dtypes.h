@@ -22,8 +22,8 @@ constexpr ScalarType kDtypeOf =
 template <typename Storage>
 using OutputOf = std::conditional_t<std::is_same_v<Storage, uint8_t>, float, Storage>;
 
-// Calls run(number) with a number of the floating dtype, which the checks have let through. The
-// half types are those that the device's code computes with.
+// Calls run(number) with a number of the dtype, one of the four floating ones. The half types are
+// those that the device's code computes with.
 template <typename Half, typename BFloat16, typename Run>
 void for_floating(ScalarType dtype, Run run) {
   switch (dtype) {

@@ -3,9 +3,11 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 
 namespace mask2former {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Memory for a gradient, of shape (0,) where nobody wants it.

@@ -176,18 +176,18 @@ class Mask2FormerModel(_Pretrained):
         return_dict: bool | None = None,
     ) -> Mask2FormerModelOutput | tuple:
         """Arguments are those of `Mask2FormerForUniversalSegmentation.forward`."""
-        hidden, attend, as_dict = _flags(
+        hidden, attentions, as_dict = _flags(
             self.config, output_hidden_states, output_attentions, return_dict
         )
         features, pixels = self.encode(pixel_values, pixel_mask)
-        decoded = self.transformer_decoder(pixels, hidden, attend)
+        decoded = self.transformer_decoder(pixels, hidden, attentions)
         states = tuple(s.transpose(0, 1) for s in decoded.states) if hidden else None
         output = Mask2FormerModelOutput(
             transformer_decoder_intermediate_states=states,
             masks_queries_logits=tuple(
                 mask_logits(e, pixels.mask_features) for e in decoded.mask_embeddings
             ),
-            **_state_fields(features, pixels, decoded, hidden, attend),
+            **_state_fields(features, pixels, decoded, hidden, attentions),
         )
         return output if as_dict else output.to_tuple()
 
@@ -235,16 +235,16 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
         Args:
             pixel_values: normalised images (N, C, H, W), floating.
             mask_labels: per image masks (T_i, H, W), the size of pixel_values, of any dtype, with
-                values from 0 to 1; bool takes the least memory. Or a label map, integer (H, W): the
-                index of a pixel's annotation in class_labels, -1 for none, -2 for an ignored pixel.
-                Ignored pixels, which in masks have the configuration's ignore_value, and padding
-                take no part in matching and mask losses. T_i may be 0.
+                values from 0 to 1; bool takes the least memory. Or a label map, integer (H, W): a
+                pixel's index into class_labels, -1 for none, -2 for an ignored pixel. In masks an
+                ignored pixel has the configuration's ignore_value. Ignored pixels and padding take
+                no part in matching and mask losses. T_i may be 0.
             class_labels: per image (T_i,), integer; an annotation of class ignore_value, if that is
                 no class of the model, is left out (in a label map its pixels then have none).
             pixel_mask: (N, H, W), non-zero where there is image and 0 where there is padding, which
                 must lie at the bottom and right. An image gives the same answer in any batch.
                 Default: no padding. With padding, a canvas that is no multiple of the coarsest
-                stride is filled up to one, and mask logits are those of the larger canvas.
+                stride is padded to one, and mask logits are those of the larger canvas.
             output_hidden_states, output_auxiliary_logits, output_attentions: fill those fields;
                 default: as the configuration says.
             return_dict: False for a plain tuple of the fields that are present.
@@ -254,7 +254,7 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
         Raises:
             ValueError: an input has the wrong shape, or labels do not fit.
         """
-        hidden, attend, as_dict = _flags(
+        hidden, attentions, as_dict = _flags(
             self.config, output_hidden_states, output_attentions, return_dict
         )
         auxiliary = output_auxiliary_logits
@@ -266,7 +266,7 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
             raise ValueError("Give mask_labels and class_labels, or annotations, but not both.")
 
         features, pixels = self.model.encode(pixel_values, pixel_mask)
-        decoded = self.model.transformer_decoder(pixels, hidden, attend)
+        decoded = self.model.transformer_decoder(pixels, hidden, attentions)
         losses = None
         expected = len(pixel_values), tuple(pixel_values.shape[-2:]), self.config.num_labels
         if mask_labels is not None:
@@ -283,7 +283,7 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
             auxiliary_logits=predictions[:-1] if auxiliary else None,
             image_sizes=image_sizes(pixel_values, pixels.pixel_mask),
             loss_dict=None if losses is None else {k: v.detach() for k, v in losses.items()},
-            **_state_fields(features, pixels, decoded, hidden, attend),
+            **_state_fields(features, pixels, decoded, hidden, attentions),
         )
         return output if as_dict else output.to_tuple()
 
@@ -351,7 +351,7 @@ def _state_fields(
     pixels: PixelDecoderOutput,
     decoded: DecoderOutput,
     hidden: bool,
-    attend: bool,
+    attentions: bool,
 ) -> dict[str, Any]:
     """The fields that both models' outputs share."""
     return {
@@ -361,5 +361,5 @@ def _state_fields(
         "encoder_hidden_states": tuple(features) if hidden else None,
         "pixel_decoder_hidden_states": tuple(pixels.levels) if hidden else None,
         "transformer_decoder_hidden_states": tuple(decoded.hidden_states) if hidden else None,
-        "attentions": tuple(decoded.attentions) if attend else None,
+        "attentions": tuple(decoded.attentions) if attentions else None,
     }

@@ -1,11 +1,38 @@
-"""Argument checks of the ops where no kernel runs; csrc/checks.h says the same in C++."""
+"""Argument checks of the ops, the only ones: C++ takes its arguments as valid.
 
-from collections.abc import Sequence
+`check_before` puts an operator's checks in front of its kernels, compiled ones and reference alike.
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+# The dispatch key right above those of the devices. torch lets every call pass there, with autograd
+# or without, under inference mode, vmap and autocast, from Python and C++. Only fake tensors do not
+# come so far: an operator's fake checks its arguments itself.
+_KEY = torch._C.DispatchKey.BackendSelect
+_DEVICES = torch._C._dispatch_keyset_full_after(_KEY)
+_LIBRARY = torch.library.Library("mask2former_ops", "FRAGMENT")
+
+
+def check_before(op: str, check: Callable[..., None]) -> None:
+    """Lets no call of an operator reach a device unless `check` accepts its arguments.
+
+    Args:
+        op: full name of a defined operator without overloads.
+        check: takes the operator's positional arguments and raises RuntimeError.
+    """
+    name = op.removeprefix("mask2former_ops::")
+    overload = getattr(torch.ops.mask2former_ops, name).default
+
+    def checked(keys, *arguments, **options):
+        check(*arguments)
+        return overload.redispatch(keys & _DEVICES, *arguments, **options)
+
+    _LIBRARY.impl(name, checked, "BackendSelect", with_keyset=True)
 
 
 def check_shape(op: str, name: str, tensor: Tensor, layout: str, expected: Sequence) -> None:
@@ -42,6 +69,15 @@ def check_device(op: str, name: str, tensor: Tensor, first: str, device: torch.d
     if tensor.device != device:
         raise RuntimeError(
             f"{op}: {name} must be on {device} like {first}, but is on {tensor.device}"
+        )
+
+
+def check_map_size(op: str, name: str, tensor: Tensor) -> None:
+    """Raises RuntimeError for maps (..., H, W) whose rows or columns 32 bits cannot count."""
+    height, width = tensor.shape[-2:]
+    if max(height, width) >= 2**31:
+        raise RuntimeError(
+            f"{op}: {name} must have fewer than 2^31 rows and columns, but has {height} x {width}"
         )
 
 

@@ -84,48 +84,33 @@ class MSDeformAttn(nn.Module):
         Raises:
             ValueError: `reference_points` has neither 2 nor 4 coordinates.
         """
-        n, queries, _ = query.shape
-        samples = (n, queries, self.n_heads, self.n_levels, self.n_points)
         value = self.value_proj(input_flatten)
         if input_padding_mask is not None:
             value = value.masked_fill(input_padding_mask[..., None], 0.0)
-        value = value.unflatten(-1, (self.n_heads, -1))
-        offsets = self.sampling_offsets(query)
-        locations = self._locations(reference_points, offsets, input_spatial_shapes)
+        samples = (self.n_heads, self.n_levels, self.n_points)
+        offsets = self.sampling_offsets(query).unflatten(-1, (*samples, 2))
+        weights = self.attention_weights(query).unflatten(-1, (self.n_heads, -1)).softmax(-1)
         out = ms_deform_attn(
-            value,
+            value.unflatten(-1, (self.n_heads, -1)),
             input_spatial_shapes,
             input_level_start_index,
-            locations.view(*samples, 2),
-            self._weights(query).view(samples),
+            self._locations(reference_points, offsets, input_spatial_shapes),
+            weights.unflatten(-1, samples[1:]),
         )
         return self.output_proj(out)
 
-    def _weights(self, query: Tensor) -> Tensor:
-        """(N * Q, n_heads, n_levels * n_points), with a sum of 1 for each head."""
-        weights = self.attention_weights(query).flatten(0, 1)
-        if query.device.type != "cpu":
-            return weights.unflatten(1, (self.n_heads, -1)).softmax(-1)
-        # A processor takes the softmax of many rows side by side five times as fast as of rows
-        # that are this short.
-        columns = weights.T.contiguous().unflatten(0, (self.n_heads, -1))
-        return columns.softmax(1).permute(2, 0, 1).contiguous()
-
     def _locations(self, reference: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
-        """(N * Q, n_heads, n_levels * n_points * 2), last and wide as it is fastest."""
+        """Reference points and offsets (N, Q, n_heads, n_levels, n_points, 2) to locations.
 
-        def of_points(x: Tensor) -> Tensor:
-            """(..., n_levels, 2) -> (rows, 1, n_levels * n_points * 2)."""
-            x = x[..., None, :].expand(*x.shape[:-1], self.n_points, 2)
-            return x.reshape(-1, 1, self.n_levels * self.n_points * 2)
-
-        offsets = offsets.reshape(-1, self.n_heads, self.n_levels * self.n_points * 2)
+        An offset counts pixels of its level or, where the reference is a box, its half size divided
+        by `n_points`. A float32 reference gives float32 locations, whatever the offsets are.
+        """
+        centers, boxes = reference[:, :, None, :, None, :2], reference[:, :, None, :, None, 2:]
         if reference.shape[-1] == 2:
-            scale = of_points(spatial_shapes.flip(1).to(offsets.dtype).reciprocal())
-        elif reference.shape[-1] == 4:
-            scale = of_points(reference[..., 2:] * (0.5 / self.n_points))
-        else:
-            raise ValueError(
-                f"reference_points must have 2 or 4 coordinates, but has {reference.shape[-1]}."
-            )
-        return torch.addcmul(of_points(reference[..., :2]), offsets, scale)
+            sizes = spatial_shapes.flip(1).to(reference)  # (width, height)
+            return centers + offsets / sizes[:, None]
+        if reference.shape[-1] == 4:
+            return centers + offsets * (boxes / 2) / self.n_points
+        raise ValueError(
+            f"reference_points must have 2 or 4 coordinates, but has {reference.shape[-1]}."
+        )

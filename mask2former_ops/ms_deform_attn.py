@@ -12,6 +12,7 @@ from torch import Tensor
 from mask2former_ops import reference
 from mask2former_ops._checks import (
     FLOATING,
+    check_before,
     check_device,
     check_dtype,
     check_output_mask,
@@ -69,9 +70,9 @@ def ms_deform_attn(
     Returns:
         (N, Q, M * D) in value's dtype, accumulated in float32 (float64 for float64). Differentiable
         once, in value, sampling_locations and attention_weights; `torch.vmap` maps over these
-        three. With `torch.use_deterministic_algorithms(True)` gradients are the same bits in every
-        run, on CUDA too. Under autocast value is taken in the autocast dtype and the other two in
-        float32.
+        three. With `torch.use_deterministic_algorithms(True)` gradients are bit-identical in
+        every run, on CUDA too. Under autocast value is taken in the autocast dtype and the other
+        two in float32.
 
     Raises:
         RuntimeError: an argument has the wrong shape, dtype or device, the levels do not fit S or
@@ -137,7 +138,8 @@ def _check_levels(value: Tensor, spatial_shapes: Tensor, level_start_index: Tens
         return
     shapes, starts, size = spatial_shapes.tolist(), level_start_index.tolist(), value.shape[1]
     for (height, width), start in zip(shapes, starts, strict=True):
-        if height < 0 or width < 0 or start < 0 or start + height * width > size:
+        inside = 0 <= start <= size - height * width
+        if not (inside and 0 <= height < 2**31 and 0 <= width < 2**31):
             raise RuntimeError(
                 f"ms_deform_attn: spatial_shapes and level_start_index must give levels inside "
                 f"value's S = {size}, but one is {height} x {width} and starts at {start}"
@@ -159,11 +161,23 @@ def _check_levels(value: Tensor, spatial_shapes: Tensor, level_start_index: Tens
         )
 
 
-def _check_backward_arguments(
-    grad_output: Tensor, forward_arguments: Sequence, output_mask: Sequence[bool]
+def _check_call(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    num_points: Sequence[int] | None = None,
 ) -> None:
-    _check_arguments(*forward_arguments)
-    value, _, _, sampling_locations, *_ = forward_arguments
+    _check_arguments(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points
+    )
+    _check_levels(value, spatial_shapes, level_start_index)
+
+
+def _check_grad_output(
+    grad_output: Tensor, value: Tensor, sampling_locations: Tensor, output_mask: Sequence[bool]
+) -> None:
     op, (n, _, m, d) = "ms_deform_attn_backward", value.shape
     check_output_mask(op, output_mask, 3)
     check_dtype(op, "grad_output", grad_output, (value.dtype,))
@@ -173,38 +187,100 @@ def _check_backward_arguments(
     check_device(op, "grad_output", grad_output, "value", value.device)
 
 
+def _check_backward_call(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    num_points: Sequence[int] | None,
+    output_mask: Sequence[bool],
+) -> None:
+    _check_call(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points
+    )
+    _check_grad_output(grad_output, value, sampling_locations, output_mask)
+
+
+check_before(_OP, _check_call)
+check_before(_BACKWARD, _check_backward_call)
+
+
 @torch.library.impl(_OP, "default")
-def _reference(*arguments):
-    arguments += (None,) * (6 - len(arguments))
-    _check_arguments(*arguments)
-    _check_levels(*arguments[:3])
-    warn_of_fallback("ms_deform_attn", arguments[0].device.type)
-    return reference.ms_deform_attn(*arguments)
+def _reference(
+    value,
+    spatial_shapes,
+    level_start_index,
+    sampling_locations,
+    attention_weights,
+    num_points=None,
+):
+    warn_of_fallback("ms_deform_attn", value.device.type)
+    return reference.ms_deform_attn(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points
+    )
 
 
 @torch.library.impl(_BACKWARD, "default")
-def _reference_backward(grad_output, *arguments, deterministic=False):
-    *forward_arguments, output_mask = arguments
-    _check_backward_arguments(grad_output, forward_arguments, output_mask)
-    _check_levels(*forward_arguments[:3])
-    warn_of_fallback("ms_deform_attn", grad_output.device.type)
-    return reference.ms_deform_attn_backward(grad_output, *forward_arguments, output_mask)
+def _reference_backward(
+    grad_output,
+    value,
+    spatial_shapes,
+    level_start_index,
+    sampling_locations,
+    attention_weights,
+    num_points,
+    output_mask,
+    *,
+    deterministic=False,
+):
+    warn_of_fallback("ms_deform_attn", value.device.type)
+    return reference.ms_deform_attn_backward(
+        grad_output,
+        value,
+        spatial_shapes,
+        level_start_index,
+        sampling_locations,
+        attention_weights,
+        num_points,
+        output_mask,
+    )
 
 
 @torch.library.register_fake(_OP)
-def _fake(*arguments):
-    arguments += (None,) * (6 - len(arguments))
-    _check_arguments(*arguments)
-    value, sampling_locations = arguments[0], arguments[3]
+def _fake(
+    value,
+    spatial_shapes,
+    level_start_index,
+    sampling_locations,
+    attention_weights,
+    num_points=None,
+):
+    _check_arguments(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points
+    )
     n, _, m, d = value.shape
     return value.new_empty(n, sampling_locations.shape[1], m * d)
 
 
 @torch.library.register_fake(_BACKWARD)
-def _fake_backward(grad_output, *arguments, deterministic=False):
-    *forward_arguments, output_mask = arguments
-    _check_backward_arguments(grad_output, forward_arguments, output_mask)
-    value, _, _, sampling_locations, attention_weights, _ = forward_arguments
+def _fake_backward(
+    grad_output,
+    value,
+    spatial_shapes,
+    level_start_index,
+    sampling_locations,
+    attention_weights,
+    num_points,
+    output_mask,
+    *,
+    deterministic=False,
+):
+    _check_arguments(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points
+    )
+    _check_grad_output(grad_output, value, sampling_locations, output_mask)
     return tuple(
         tensor.new_empty(tensor.shape if wanted else 0)
         for tensor, wanted in zip(
@@ -254,7 +330,7 @@ def _check_levels_are_shared(in_dims) -> None:
 def _vmap(info, in_dims, value, shapes, starts, locations, weights, num_points=None):
     _check_levels_are_shared(in_dims[1:3])
     size, into = info.batch_size, 0
-    if in_dims[0] is None:  # need not be repeated: the queries of all are those of one
+    if in_dims[0] is None:  # one value serves the mapped queries, as more queries
         into = 1
     else:
         value = fold(value, in_dims[0], size, into)

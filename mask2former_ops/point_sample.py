@@ -11,8 +11,10 @@ from torch import Tensor
 from mask2former_ops import reference
 from mask2former_ops._checks import (
     FLOATING,
+    check_before,
     check_device,
     check_dtype,
+    check_map_size,
     check_output_mask,
     check_shape,
 )
@@ -54,8 +56,8 @@ def point_sample(input: Tensor, points: Tensor, align_corners: bool = False) -> 
     Returns:
         (N, C, P) or (N, C, Hg, Wg) in input's dtype, float32 for uint8 and bool. Differentiable
         once, in input and points; `torch.vmap` maps over both. With
-        `torch.use_deterministic_algorithms(True)` gradients are the same bits in every run, on CUDA
-        too.
+        `torch.use_deterministic_algorithms(True)` gradients are bit-identical in every run, on
+        CUDA too.
 
     Raises:
         RuntimeError: an argument has the wrong shape, dtype or device.
@@ -87,7 +89,11 @@ def _check_arguments(input: Tensor, points: Tensor) -> None:
 
 
 def _check_backward_arguments(
-    grad_output: Tensor, input: Tensor, points: Tensor, output_mask: Sequence[bool]
+    grad_output: Tensor,
+    input: Tensor,
+    points: Tensor,
+    align_corners: bool,
+    output_mask: Sequence[bool],
 ) -> None:
     _check_arguments(input, points)
     op = "point_sample_backward"
@@ -101,13 +107,26 @@ def _check_backward_arguments(
     check_device(op, "grad_output", grad_output, "input", input.device)
 
 
+def _check_call(input: Tensor, points: Tensor) -> None:
+    _check_arguments(input, points)
+    check_map_size("point_sample", "input", input)
+
+
+def _check_backward_call(grad_output: Tensor, input: Tensor, *arguments) -> None:
+    _check_backward_arguments(grad_output, input, *arguments)
+    check_map_size("point_sample_backward", "input", input)
+
+
+check_before(_OP, _check_call)
+check_before(_BACKWARD, _check_backward_call)
+
+
 def _output_dtype(input: Tensor) -> torch.dtype:
     return input.dtype if input.is_floating_point() else torch.float32
 
 
 @torch.library.impl(_OP, "default")
 def _reference(input, points, *, align_corners=False):
-    _check_arguments(input, points)
     warn_of_fallback("point_sample", input.device.type)
     return reference.point_sample(input, points, align_corners=align_corners)
 
@@ -116,7 +135,6 @@ def _reference(input, points, *, align_corners=False):
 def _reference_backward(
     grad_output, input, points, align_corners, output_mask, *, deterministic=False
 ):
-    _check_backward_arguments(grad_output, input, points, output_mask)
     warn_of_fallback("point_sample", input.device.type)
     return reference.point_sample_backward(grad_output, input, points, align_corners, output_mask)
 
@@ -129,7 +147,7 @@ def _fake(input, points, *, align_corners=False):
 
 @torch.library.register_fake(_BACKWARD)
 def _fake_backward(grad_output, input, points, align_corners, output_mask, *, deterministic=False):
-    _check_backward_arguments(grad_output, input, points, output_mask)
+    _check_backward_arguments(grad_output, input, points, align_corners, output_mask)
     return (
         input.new_empty(input.shape if output_mask[0] else 0),
         points.new_empty(points.shape if output_mask[1] else 0),
@@ -168,7 +186,7 @@ def _no_double_backward(ctx, *grads):
 torch.library.register_autograd(_BACKWARD, _no_double_backward)
 
 
-def _of_every_image(points: Tensor, images: int) -> Tensor:
+def _for_every_image(points: Tensor, images: int) -> Tensor:
     """(size * images, ...) of points (size, images or 1, ...), where size is the mapped one."""
     if points.shape[1] == 1:
         points = points.expand(-1, images, *points.shape[2:])
@@ -177,13 +195,13 @@ def _of_every_image(points: Tensor, images: int) -> Tensor:
 
 def _vmap(info, in_dims, input, points, *, align_corners=False):
     size = info.batch_size
-    if in_dims[0] is None:  # need not be repeated: the points of all are those of one
+    if in_dims[0] is None:  # one input serves the mapped points, as more points
         output = point_sample(input, fold(points, in_dims[1], size, into=1), align_corners)
         return unfold(output, size, at=2), 2
     input = fold(input, in_dims[0], size, into=0)
     if in_dims[1] is not None or points.shape[0] != 1:
         points = place(points, in_dims[1], size, at=0)
-        points = _of_every_image(points, input.shape[0] // size)
+        points = _for_every_image(points, input.shape[0] // size)
     return unfold(point_sample(input, points, align_corners), size, at=0), 0
 
 
@@ -205,7 +223,7 @@ def _vmap_backward(
     grad_input, grad_points = torch.ops.mask2former_ops.point_sample_backward(
         grad_output,
         input,
-        _of_every_image(points, input.shape[0] // size),
+        _for_every_image(points, input.shape[0] // size),
         align_corners,
         output_mask,
         deterministic=deterministic,

@@ -1,18 +1,25 @@
 """Random points, most of them where masks are uncertain, the whole contract of the operator.
 
-Schema, public function, reference, fake.
+Schema, public function, checks, reference, fake.
 """
 
 import torch
 from torch import Tensor
 
 from mask2former_ops import reference
-from mask2former_ops._checks import FLOATING, check_dtype, check_shape
+from mask2former_ops._checks import (
+    FLOATING,
+    check_before,
+    check_dtype,
+    check_map_size,
+    check_shape,
+)
 
 _OP = "mask2former_ops::uncertain_points"
-CANDIDATES = 1 << 22  # that the reference holds at once, unless those of one mask are more
+CANDIDATES = 1 << 22  # of the reference at a time, but never fewer than those of one mask
 
-# Of each mask the `chosen` least certain of so many candidates, and others up to `points`.
+# For each mask the `chosen` least certain of `candidates` random points, and random ones up to
+# `points`.
 torch.library.define(
     _OP,
     "(Tensor logits, int candidates, int chosen, int points, int seed) -> Tensor",
@@ -31,7 +38,7 @@ def uncertain_points(
 
     Draws `num_points * oversample_ratio` uniform candidates for each mask, keeps the
     `num_points * importance_sample_ratio` whose sampled logits are nearest to 0, in no order, and
-    adds uniform points. torch's global generator of the CPU says which: after `torch.manual_seed`
+    adds uniform points. torch's global CPU generator decides which: after `torch.manual_seed`
     the points are the same in every run with the same kind of kernel, whatever the number of
     threads.
 
@@ -42,7 +49,7 @@ def uncertain_points(
         logits: (N, H, W), floating.
         num_points: P, the points of each mask.
         oversample_ratio: candidates for each point, at least 1.
-        importance_sample_ratio: the part of the points that is chosen, from 0 to 1.
+        importance_sample_ratio: the share of chosen points, from 0 to 1.
 
     Returns:
         (N, P, 2) as (x, y) in [0, 1), without gradient: float64 for float64 logits, else float32.
@@ -77,9 +84,16 @@ def _check_arguments(logits: Tensor, candidates: int, chosen: int, points: int) 
     )
 
 
+def _check_call(logits: Tensor, candidates: int, chosen: int, points: int, seed: int) -> None:
+    _check_arguments(logits, candidates, chosen, points)
+    check_map_size("uncertain_points", "logits", logits)
+
+
+check_before(_OP, _check_call)
+
+
 @torch.library.impl(_OP, "default")
 def _reference(logits, candidates, chosen, points, seed):
-    _check_arguments(logits, candidates, chosen, points)
     generator = torch.Generator(logits.device).manual_seed(seed)
     some = max(1, CANDIDATES // max(1, candidates))
     return torch.cat(

@@ -22,13 +22,13 @@ def made_outputs(*queries, labels=3, shape=(1, 4)):
     )
 
 
-def random_outputs(seed=0, batch=1, queries=9, labels=5, cells=(16, 24), image_sizes=None):
+def random_outputs(seed=0, batch=1, queries=9, labels=5, logits_size=(16, 24), image_sizes=None):
     """Overlapping blobs; every query has a label it is sure of, some of them "no object"."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(batch, queries, 4, 5, generator=generator)
     return SimpleNamespace(
         class_queries_logits=torch.randn(batch, queries, labels + 1, generator=generator) * 4,
-        masks_queries_logits=F.interpolate(coarse, size=cells, mode="bicubic") * 8,
+        masks_queries_logits=F.interpolate(coarse, size=logits_size, mode="bicubic") * 8,
         image_sizes=image_sizes,
     )
 

@@ -21,6 +21,8 @@ def test_it_has_at_most_150_lines(name):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_lines_have_at_most_100_columns(path):
     lines = path.read_text(encoding="utf-8").splitlines()
+    if path.parent.name == "docs":  # where tables compare; Markdown cannot break their rows
+        lines = [line for line in lines if not line.startswith("|")]
     assert not [line for line in lines if len(line) > 100]
 
 

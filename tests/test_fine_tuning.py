@@ -55,11 +55,11 @@ def test_the_bundled_model_learns_other_classes_by_readme_s_commands(tmp_path):
     commands = readme_commands()
     assert list(commands) == ["render", "inspect", "train", "evaluate"]
     run(commands["render"], tmp_path)
-    assert (tmp_path / "scenes/annotations/panoptic_train.json").exists()
+    assert (tmp_path / "demo/annotations/panoptic_train.json").exists()
     assert "spiky" in run(commands["inspect"], tmp_path)
 
     # A model that has the classes and has learnt nothing.
-    at_first = [*commands["train"], "--steps", "1", "--learning-rate", "0", "--out", "start"]
+    at_first = [*commands["train"], "--max-steps", "1", "--learning-rate", "0", "--out", "start"]
     said = run(at_first, tmp_path)
     assert "Class head: kept: sky, no object; new: round, angular, spiky, surface." in said
     start = measured([*commands["evaluate"], "--model", "start/model"], tmp_path)

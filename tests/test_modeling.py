@@ -152,14 +152,14 @@ def test_each_output_costs_its_own_work_and_only_when_asked_for():
     assert flops(model, output_hidden_states=True) == nothing
 
 
-def test_hidden_states_that_are_not_asked_for_are_not_kept():
-    model, kept = tiny_model(), []
+def test_hidden_states_that_are_not_asked_for_are_not_saved():
+    model, saved = tiny_model(), []
     for asked in (False, True):
         with torch.no_grad():
             _, pixels_ = model.model.encode(pixels(), None)
             decoded = model.model.transformer_decoder(pixels_, asked, asked)
-        kept.append((len(decoded.hidden_states), len(decoded.attentions)))
-    assert kept == [(0, 0), (4, 3)]
+        saved.append((len(decoded.hidden_states), len(decoded.attentions)))
+    assert saved == [(0, 0), (4, 3)]
 
 
 def test_bare_model_has_the_documented_fields_and_shapes():

@@ -40,7 +40,8 @@ def test_the_library_is_built_by_default(setup_script, monkeypatch, request_):
     (extension,) = chosen["ext_modules"]
     assert extension.name == "mask2former_ops._C"
     assert extension.py_limited_api
-    assert "csrc/cpu/ms_deform_attn.cpp" in extension.sources
+    assert {"csrc/cpu/ms_deform_attn.cpp", "csrc/cpu/isa/avx2.cpp"} < set(extension.sources)
+    assert {"csrc/dtypes.h", "csrc/cpu/simd.inl"} < set(extension.depends)
     assert ("TORCH_TARGET_VERSION", "0x020b000000000000") in extension.define_macros
     assert chosen["options"] == {"bdist_wheel": {"py_limited_api": "cp310"}}
 

@@ -4,11 +4,7 @@
 
 #include <algorithm>
 #include <iterator>
-#include <limits>
 #include <memory>
-#include <numeric>
-#include <optional>
-#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -107,11 +103,25 @@ void backward_value(const AttentionProblem& problem, const AttentionData<Storage
       });
 }
 
-AttentionProblem check_arguments(const Tensor& value, const Tensor& spatial_shapes,
-                                 const Tensor& level_start_index, const Tensor& sampling_locations,
-                                 const Tensor& attention_weights, const Counts& num_points) {
-  const AttentionSizes sizes = check_attention(value, spatial_shapes, level_start_index,
-                                               sampling_locations, attention_weights, num_points);
+std::vector<Level> read_levels(const AttentionSizes& sizes, const Tensor& spatial_shapes,
+                               const Tensor& level_start_index) {
+  const Tensor shape_numbers = torch::stable::contiguous(spatial_shapes);
+  const Tensor start_numbers = torch::stable::contiguous(level_start_index);
+  const auto* shapes = shape_numbers.const_data_ptr<int64_t>();
+  const auto* starts = start_numbers.const_data_ptr<int64_t>();
+  std::vector<Level> levels;
+  for (int64_t i = 0; i < std::ssize(sizes.points); ++i) {
+    levels.push_back({starts[i], sizes.points[i], static_cast<int32_t>(shapes[2 * i]),
+                      static_cast<int32_t>(shapes[2 * i + 1])});
+  }
+  return levels;
+}
+
+AttentionProblem make_problem(const Tensor& value, const Tensor& spatial_shapes,
+                              const Tensor& level_start_index, const Tensor& sampling_locations,
+                              const Counts& num_points) {
+  const AttentionSizes sizes =
+      attention_sizes(value, spatial_shapes, sampling_locations, num_points);
   return {sizes, read_levels(sizes, spatial_shapes, level_start_index)};
 }
 
@@ -130,8 +140,8 @@ AttentionData<Storage> inputs(const Tensor& value, const Tensor& locations,
 Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
                       const Tensor& level_start_index, const Tensor& sampling_locations,
                       const Tensor& attention_weights, const Counts& num_points) {
-  const AttentionProblem problem = check_arguments(
-      value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points);
+  const AttentionProblem problem =
+      make_problem(value, spatial_shapes, level_start_index, sampling_locations, num_points);
   Tensor output = torch::stable::new_empty(
       value, {problem.images, problem.queries, problem.heads * problem.channels});
   if (is_empty(output)) return output;
@@ -153,9 +163,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& level_start_index, const Tensor& sampling_locations,
     const Tensor& attention_weights, const Counts& num_points, const std::vector<bool>& output_mask,
     bool /*deterministic: it always is*/) {
-  const AttentionProblem problem = check_arguments(
-      value, spatial_shapes, level_start_index, sampling_locations, attention_weights, num_points);
-  check_attention_backward(problem, grad_output, value, output_mask);
+  const AttentionProblem problem =
+      make_problem(value, spatial_shapes, level_start_index, sampling_locations, num_points);
   Tensor grad_value = new_gradient(output_mask[0], value);
   Tensor grad_locations = new_gradient(output_mask[1], sampling_locations);
   Tensor grad_attention = new_gradient(output_mask[2], attention_weights);

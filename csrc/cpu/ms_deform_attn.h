@@ -27,9 +27,9 @@ struct AttentionData {
   Numbers grad_locations, grad_attention;
 };
 
-// Samples side by side, and the four rows of channels that each of them taps: at the corners left
-// top, right top, left bottom and right bottom of the cell that it lies in. Where a sample lies is
-// computed in double, because a float column of 100.3 is only good to 4e-6 of a pixel.
+// Samples side by side, and the rows of channels at the four corners of the cell that each lies in:
+// left top, right top, left bottom and right bottom. Where a sample lies is computed in double,
+// because a float column of 100.3 is only good to 4e-6 of a pixel.
 template <typename Real>
 class Samples {
  public:
@@ -39,8 +39,8 @@ class Samples {
     reals_.resize(10 * size);
     offsets_.resize(4 * size);
     double* doubles = doubles_.data();
-    for (double** array :
-         {&width, &height, &first, &row, &x, &y, &attention, &to_right, &to_bottom}) {
+    for (double** array : {&width, &height, &first_byte, &row_byte_stride, &x, &y, &attention,
+                           &to_right, &to_bottom}) {
       *array = std::exchange(doubles, doubles + size);
     }
     Real* reals = reals_.data();
@@ -50,18 +50,18 @@ class Samples {
       dot[corner] = std::exchange(reals, reals + size);
       offset[corner] = std::exchange(offsets, offsets + size);
     }
-    spare = reals;
+    scratch = reals;
   }
 
-  // The map that a sample lies in: its size, the offset of its first pixel, and the offset from one
-  // of its rows to the next. Offsets are in bytes.
-  double *width, *height, *first, *row;
+  // The map that a sample lies in: its size, the offset of its first pixel in bytes, and the bytes
+  // from one of its rows to the next.
+  double *width, *height, *first_byte, *row_byte_stride;
   double *x, *y, *attention;     // location in [0, 1]; attention becomes 0 far from the map
   double *to_right, *to_bottom;  // from the left top corner of the cell, in [0, 1)
-  int64_t* offset[4];
-  Real* weight[4];  // bilinear weight times attention, 0 where there is no pixel
-  Real* dot[4];     // products of the tapped rows with grad_output's row
-  Real* spare;      // two numbers for each sample
+  int64_t* offset[4];            // of a row of channels, in bytes
+  Real* weight[4];               // bilinear weight times attention, 0 where there is no pixel
+  Real* dot[4];                  // products of the corners' rows with grad_output's row
+  Real* scratch;                 // two numbers for each sample
 
  private:
   static constexpr int64_t kPadding =

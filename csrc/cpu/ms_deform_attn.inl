@@ -23,24 +23,24 @@ MASK2FORMER_INLINE const char* bytes(const void* pointer) {
 // ---- samples --------------------------------------------------------------------------------------
 
 template <typename Real>
-MASK2FORMER_INLINE void set_level(const Level& level, double first, int64_t column,
+MASK2FORMER_INLINE void set_level(const Level& level, double first_byte, int64_t byte_stride,
                                   Samples<Real>& samples, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     samples.width[i] = level.width;
     samples.height[i] = level.height;
-    samples.first[i] = first;
-    samples.row[i] = static_cast<double>(level.width * column);
+    samples.first_byte[i] = first_byte;
+    samples.row_byte_stride[i] = static_cast<double>(level.width * byte_stride);
   }
 }
 
 // The levels of all samples of a query, head by head.
 template <typename Real>
-MASK2FORMER_INLINE void set_levels(const AttentionProblem& problem, int64_t column,
+MASK2FORMER_INLINE void set_levels(const AttentionProblem& problem, int64_t byte_stride,
                                    Samples<Real>& samples) {
   int64_t i = 0;
   for (int64_t head = 0; head < problem.heads; ++head) {
     for (const Level& level : problem.levels) {
-      set_level(level, level.start * column, column, samples, i, i + level.points);
+      set_level(level, level.start * byte_stride, byte_stride, samples, i, i + level.points);
       i += level.points;
     }
   }
@@ -50,16 +50,16 @@ template <typename Real>
 MASK2FORMER_INLINE void read_samples(const Numbers& locations, const Numbers& attention,
                                      int64_t index, int64_t count, Samples<Real>& samples,
                                      int64_t to) {
-  const Real* from = widened(locations, 2 * index, 2 * count, samples.spare);
+  const Real* from = widened(locations, 2 * index, 2 * count, samples.scratch);
   split_pairs(from, count, samples.x + to, samples.y + to);
-  from = widened(attention, index, count, samples.spare);
+  from = widened(attention, index, count, samples.scratch);
   for (int64_t i = 0; i < count; ++i) samples.attention[to + i] = from[i];
 }
 
-// The four taps of each sample. A corner without a pixel gets the offset `nowhere` and no weight.
+// The four corners of each sample. One without a pixel gets the offset `zero_row` and no weight.
 template <typename Real>
-MASK2FORMER_INLINE void find_taps(Samples<Real>& samples, int64_t count, int64_t column,
-                                  int64_t nowhere, bool align_corners = false) {
+MASK2FORMER_INLINE void find_corners(Samples<Real>& samples, int64_t count, int64_t byte_stride,
+                                     int64_t zero_row, bool align_corners = false) {
   constexpr int lanes = kCellLanes;
   const double border = align_corners ? 1.0 : 0.0, shift = align_corners ? 0.0 : -0.5;
   for (int64_t i = 0; i < count; i += lanes) {
@@ -69,7 +69,8 @@ MASK2FORMER_INLINE void find_taps(Samples<Real>& samples, int64_t count, int64_t
         locate(load(samples.x) * (width - border) + shift,
                load(samples.y) * (height - border) + shift, width, height);
     const Doubles attention = near ? load(samples.attention) : Doubles{};
-    const Doubles first = load(samples.first) + top * load(samples.row) + left * double(column);
+    const Doubles row_stride = load(samples.row_byte_stride);
+    const Doubles first = load(samples.first_byte) + top * row_stride + left * double(byte_stride);
     const Doubles upper = attention * (1.0 - to_bottom), lower = attention * to_bottom;
     const Masks has_left = near & (left >= 0.0), has_right = near & (left + 1.0 < width);
     const Masks has_top = top >= 0.0, has_bottom = top + 1.0 < height;
@@ -77,10 +78,10 @@ MASK2FORMER_INLINE void find_taps(Samples<Real>& samples, int64_t count, int64_t
                              has_right & has_bottom};
     const Doubles weight[4] = {upper * (1.0 - to_right), upper * to_right, lower * (1.0 - to_right),
                                lower * to_right};
-    const Doubles offset[4] = {first, first + double(column), first + load(samples.row),
-                               first + load(samples.row) + double(column)};
+    const Doubles offset[4] = {first, first + double(byte_stride), first + row_stride,
+                               first + row_stride + double(byte_stride)};
     for (int corner = 0; corner < 4; ++corner) {
-      const Masks at = inside[corner] ? to_integers<lanes>(offset[corner]) : Masks{} + nowhere;
+      const Masks at = inside[corner] ? to_integers<lanes>(offset[corner]) : Masks{} + zero_row;
       std::memcpy(samples.offset[corner] + i, &at, sizeof at);
       narrow_store<lanes>(samples.weight[corner] + i, inside[corner] ? weight[corner] : Doubles{});
     }
@@ -92,7 +93,7 @@ MASK2FORMER_INLINE void find_taps(Samples<Real>& samples, int64_t count, int64_t
 
 // ---- forward --------------------------------------------------------------------------------------
 
-// The weighted sum of `Packs` packs of every tapped row, for `count` samples from `first`.
+// The weighted sum of `Packs` packs of the rows at all corners, for `count` samples from `first`.
 template <int Lanes, int Packs, typename Storage, typename Real, typename Output>
 MASK2FORMER_INLINE void sum_rows(const char* value, const Samples<Real>& samples, int64_t first,
                                  int64_t count, Output* output) {
@@ -118,14 +119,15 @@ template <typename Storage>
 void forward(const AttentionProblem& problem, const AttentionData<Storage>& data,
              const Storage* zeros, Samples<RealOf<Storage>>& samples, int64_t begin, int64_t end) {
   const int64_t heads = problem.heads, channels = problem.channels, points = problem.samples;
-  const int64_t column = heads * channels * sizeof(Storage);
-  set_levels(problem, column, samples);
+  const int64_t byte_stride = heads * channels * sizeof(Storage);
+  set_levels(problem, byte_stride, samples);
   with_lanes<RealOf<Storage>>(channels, [&](auto lanes) {
     for (int64_t query = begin; query < end; ++query) {
-      const char* image = bytes(data.value) + query / problem.queries * problem.positions * column;
+      const char* image =
+          bytes(data.value) + query / problem.queries * problem.positions * byte_stride;
       read_samples(data.locations, data.attention, query * heads * points, heads * points, samples,
                    0);
-      find_taps(samples, heads * points, column, bytes(zeros) - image);
+      find_corners(samples, heads * points, byte_stride, bytes(zeros) - image);
       for (int64_t head = 0; head < heads; ++head) {
         const char* value = image + head * channels * sizeof(Storage);
         Storage* output = data.output + (query * heads + head) * channels;
@@ -140,7 +142,7 @@ void forward(const AttentionProblem& problem, const AttentionData<Storage>& data
 
 // ---- backward: locations and attention ------------------------------------------------------------
 
-// Adds to `dot` the products of every tapped row with grad_output's row, over `Packs` packs.
+// Adds to `dot` the products of each corner's row with grad_output's row, over `Packs` packs.
 template <int Lanes, int Packs, typename Storage, typename Grad, typename Real>
 MASK2FORMER_INLINE void multiply_rows(const char* value, const Grad* grad, int overlap,
                                       Samples<Real>& samples, int64_t first, int64_t count) {
@@ -161,7 +163,7 @@ MASK2FORMER_INLINE void multiply_rows(const char* value, const Grad* grad, int o
 
 // Gradients of all samples of a query from the products, left in x, y and attention.
 template <typename Real>
-MASK2FORMER_INLINE void finish_samples(Samples<Real>& samples, int64_t count, int64_t nowhere,
+MASK2FORMER_INLINE void finish_samples(Samples<Real>& samples, int64_t count, int64_t zero_row,
                                        bool align_corners = false) {
   constexpr int lanes = kCellLanes;
   const double border = align_corners ? 1.0 : 0.0;
@@ -169,7 +171,7 @@ MASK2FORMER_INLINE void finish_samples(Samples<Real>& samples, int64_t count, in
     Doubles dot[4];
     for (int corner = 0; corner < 4; ++corner) {
       const auto at = load_bits<lanes, int64_t>(samples.offset[corner] + i);
-      dot[corner] = at == nowhere ? Doubles{} : widen_load<lanes>(samples.dot[corner] + i);
+      dot[corner] = at == zero_row ? Doubles{} : widen_load<lanes>(samples.dot[corner] + i);
     }
     const auto load = [i](const double* from) { return load_pack<lanes>(from + i); };
     const Doubles to_right = load(samples.to_right), to_bottom = load(samples.to_bottom);
@@ -190,14 +192,16 @@ MASK2FORMER_INLINE void write_gradients(Samples<Real>& samples, int64_t index, i
                                         const Numbers& locations, const Numbers& attention) {
   if (locations.data) {
     for (int64_t i = 0; i < count; ++i) {
-      samples.spare[2 * i] = static_cast<Real>(samples.x[i]);
-      samples.spare[2 * i + 1] = static_cast<Real>(samples.y[i]);
+      samples.scratch[2 * i] = static_cast<Real>(samples.x[i]);
+      samples.scratch[2 * i + 1] = static_cast<Real>(samples.y[i]);
     }
-    write(locations, 2 * index, 2 * count, samples.spare);
+    write(locations, 2 * index, 2 * count, samples.scratch);
   }
   if (attention.data) {
-    for (int64_t i = 0; i < count; ++i) samples.spare[i] = static_cast<Real>(samples.attention[i]);
-    write(attention, index, count, samples.spare);
+    for (int64_t i = 0; i < count; ++i) {
+      samples.scratch[i] = static_cast<Real>(samples.attention[i]);
+    }
+    write(attention, index, count, samples.scratch);
   }
 }
 
@@ -207,14 +211,15 @@ void backward_samples(const AttentionProblem& problem, const AttentionData<Stora
                       const Storage* zeros, Samples<RealOf<Storage>>& samples, int64_t begin,
                       int64_t end) {
   const int64_t heads = problem.heads, channels = problem.channels, points = problem.samples;
-  const int64_t column = heads * channels * sizeof(Storage), count = heads * points;
-  set_levels(problem, column, samples);
+  const int64_t byte_stride = heads * channels * sizeof(Storage), count = heads * points;
+  set_levels(problem, byte_stride, samples);
   with_lanes<RealOf<Storage>>(channels, [&](auto lanes) {
     for (int64_t query = begin; query < end; ++query) {
-      const char* image = bytes(data.value) + query / problem.queries * problem.positions * column;
-      const int64_t nowhere = bytes(zeros) - image;
+      const char* image =
+          bytes(data.value) + query / problem.queries * problem.positions * byte_stride;
+      const int64_t zero_row = bytes(zeros) - image;
       read_samples(data.locations, data.attention, query * count, count, samples, 0);
-      find_taps(samples, count, column, nowhere);
+      find_corners(samples, count, byte_stride, zero_row);
       for (int corner = 0; corner < 4; ++corner) {
         std::memset(samples.dot[corner], 0, count * sizeof(RealOf<Storage>));
       }
@@ -227,7 +232,7 @@ void backward_samples(const AttentionProblem& problem, const AttentionData<Stora
                                                            head * points, points);
         });
       }
-      finish_samples(samples, count, nowhere);
+      finish_samples(samples, count, zero_row);
       write_gradients(samples, query * count, count, data.grad_locations, data.grad_attention);
     }
   });
@@ -235,11 +240,11 @@ void backward_samples(const AttentionProblem& problem, const AttentionData<Stora
 
 // ---- backward: value ------------------------------------------------------------------------------
 
-// Adds grad_output's row, `Packs` packs of it, to the tapped rows of the buffer.
+// Adds grad_output's row, `Packs` packs of it, to the buffer's rows at all corners.
 template <int Lanes, int Packs, typename Storage, typename Real>
 MASK2FORMER_INLINE void add_rows(char* buffer, const Storage* grad, int overlap,
                                  const Samples<Real>& samples, int64_t first, int64_t count,
-                                 int64_t nowhere) {
+                                 int64_t no_row) {
   Pack<Real, Lanes> grads[Packs];
   load_rest<Lanes, Packs, Storage, Real>(grad, overlap, grads);
   // Copied, because for all that the compiler knows the stores below might change the pointers.
@@ -250,7 +255,7 @@ MASK2FORMER_INLINE void add_rows(char* buffer, const Storage* grad, int overlap,
   for (int64_t i = first; i < first + count; ++i) {
     for (int corner = 0; corner < 4; ++corner) {
       const int64_t offset = offsets[corner][i];
-      if (offset == nowhere) continue;
+      if (offset == no_row) continue;
       auto* row = reinterpret_cast<Real*>(buffer + offset);
       const Real weight = weights[corner][i];
       for (int pack = 0; pack < Packs; ++pack) {
@@ -261,26 +266,26 @@ MASK2FORMER_INLINE void add_rows(char* buffer, const Storage* grad, int overlap,
   }
 }
 
-// Taps outside of the first `size` bytes of the buffer go nowhere.
+// Corners outside of the first `size` bytes of the buffer get the offset `no_row`.
 template <typename Real>
-MASK2FORMER_INLINE void confine_taps(Samples<Real>& samples, int64_t count, int64_t size,
-                                     int64_t nowhere) {
+MASK2FORMER_INLINE void confine_corners(Samples<Real>& samples, int64_t count, int64_t size,
+                                        int64_t no_row) {
   for (int corner = 0; corner < 4; ++corner) {
     int64_t* offset = samples.offset[corner];
     for (int64_t i = 0; i < count; ++i) {
       offset[i] =
-          static_cast<uint64_t>(offset[i]) < static_cast<uint64_t>(size) ? offset[i] : nowhere;
+          static_cast<uint64_t>(offset[i]) < static_cast<uint64_t>(size) ? offset[i] : no_row;
     }
   }
 }
 
-// Adds `count` queries from `begin` on to the rows of a band, which are `column` bytes apart.
+// Adds `count` queries from `begin` on to the rows of a band, which lie `byte_stride` apart.
 template <int Lanes, typename Storage, typename Real>
 MASK2FORMER_INLINE void add_queries(const AttentionProblem& problem,
                                     const AttentionData<Storage>& data, const Band& band,
                                     Samples<Real>& samples, int64_t begin, int64_t count,
-                                    char* rows, int64_t column) {
-  constexpr int64_t nowhere = -1;
+                                    char* rows, int64_t byte_stride) {
+  constexpr int64_t no_row = -1;
   const int64_t points = problem.levels[band.level].points, heads = problem.heads;
   const auto row_of = [&](int64_t i) {
     return (band.image * problem.queries + begin + i) * heads + band.head;
@@ -289,10 +294,10 @@ MASK2FORMER_INLINE void add_queries(const AttentionProblem& problem,
   for (int64_t i = 0; i < count; ++i) {
     read_samples(data.locations, data.attention, sample_of(i), points, samples, i * points);
   }
-  find_taps(samples, count * points, column, nowhere);
-  confine_taps(samples, count * points, (band.end - band.begin) * column, nowhere);
+  find_corners(samples, count * points, byte_stride, no_row);
+  confine_corners(samples, count * points, (band.end - band.begin) * byte_stride, no_row);
   for (int64_t i = 0; i < count; ++i) {
-    // Of the next block. One head's rows are too far apart for the processor to foresee.
+    // Of the next block. One head's rows are too far apart for the CPU to foresee.
     const Storage* ahead = data.grad_output + row_of(i + count) * problem.channels;
     __builtin_prefetch(ahead);
     __builtin_prefetch(ahead + 64 / sizeof(Storage));
@@ -301,7 +306,7 @@ MASK2FORMER_INLINE void add_queries(const AttentionProblem& problem,
     const Storage* grad = data.grad_output + row_of(i) * problem.channels;
     for_packs<Lanes>(problem.channels, [&](auto packs, int64_t channel, int overlap) {
       add_rows<Lanes, packs.value>(rows + channel * sizeof(Real), grad + channel, overlap, samples,
-                                   i * points, points, nowhere);
+                                   i * points, points, no_row);
     });
   }
 }
@@ -314,7 +319,7 @@ void backward_value(const AttentionProblem& problem, const AttentionData<Storage
                     const Band& band, Samples<RealOf<Storage>>& samples, int64_t capacity,
                     RealOf<Storage>* buffer) {
   using Real = RealOf<Storage>;
-  const int64_t row = problem.channels * sizeof(Real), positions = band.end - band.begin;
+  const int64_t row_bytes = problem.channels * sizeof(Real), positions = band.end - band.begin;
   const Level& level = problem.levels[band.level];
   Storage* grad_value =
       data.grad_value +
@@ -323,14 +328,14 @@ void backward_value(const AttentionProblem& problem, const AttentionData<Storage
   const bool in_place = std::is_same_v<Storage, Real> &&
                         4 * problem.queries * level.points < int64_t{level.height} * level.width;
   char* rows = in_place ? reinterpret_cast<char*>(grad_value) : reinterpret_cast<char*>(buffer);
-  const int64_t column = in_place ? problem.heads * row : row;
-  for (int64_t i = 0; i < positions; ++i) std::memset(rows + i * column, 0, row);
-  set_level(level, -band.begin * column, column, samples, 0, capacity);
+  const int64_t byte_stride = in_place ? problem.heads * row_bytes : row_bytes;
+  for (int64_t i = 0; i < positions; ++i) std::memset(rows + i * byte_stride, 0, row_bytes);
+  set_level(level, -band.begin * byte_stride, byte_stride, samples, 0, capacity);
   const int64_t step = capacity / std::max<int64_t>(1, level.points);
   with_lanes<Real>(problem.channels, [&](auto lanes) {
     for (int64_t begin = 0; begin < problem.queries && level.points; begin += step) {
       add_queries<lanes.value>(problem, data, band, samples, begin,
-                               std::min(step, problem.queries - begin), rows, column);
+                               std::min(step, problem.queries - begin), rows, byte_stride);
     }
   });
   for (int64_t i = 0; i < positions && !in_place; ++i) {

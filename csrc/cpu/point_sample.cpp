@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <limits>
 #include <memory>
 #include <tuple>
 #include <type_traits>
@@ -155,9 +154,9 @@ bool has_pixel_rows(const Tensor& input) {
 
 PixelProblem pixel_problem(const PointSizes& sizes, const Tensor& input, bool align_corners) {
   const auto size = static_cast<int64_t>(input.element_size());
-  return {sizes.images,          sizes.channels,         sizes.count,        sizes.sets == 1,
-          align_corners,         input.stride(0) * size, input.stride(3) * size,
-          sizes.columns.size, sizes.rows.size};
+  return {sizes.images,           sizes.channels,     sizes.count,
+          sizes.sets == 1,        align_corners,      input.stride(0) * size,
+          input.stride(3) * size, sizes.columns.size, sizes.rows.size};
 }
 
 PointProblem point_problem(const PointSizes& sizes) {
@@ -177,7 +176,7 @@ PointData<Storage> inputs(const Tensor& input, const Tensor& points) {
 }
 
 Tensor point_sample(const Tensor& input, const Tensor& points, bool align_corners) {
-  const PointSizes sizes = check_points(input, points, align_corners);
+  const PointSizes sizes = point_sizes(input, points, align_corners);
   Tensor output = torch::stable::new_empty(input, output_shape(input, points), output_dtype(input));
   if (is_empty(output)) return output;
   if (is_empty(input)) return torch::stable::zero_(output);
@@ -198,8 +197,7 @@ std::tuple<Tensor, Tensor> point_sample_backward(const Tensor& grad_output, cons
                                                  const Tensor& points, bool align_corners,
                                                  const std::vector<bool>& output_mask,
                                                  bool /*deterministic: it always is*/) {
-  const PointSizes sizes = check_points(input, points, align_corners);
-  check_points_backward(grad_output, input, points, output_mask);
+  const PointSizes sizes = point_sizes(input, points, align_corners);
   Tensor grad_input = new_gradient(output_mask[0], input);
   Tensor grad_points = new_gradient(output_mask[1], points);
   if (is_empty(input) || is_empty(grad_output)) {

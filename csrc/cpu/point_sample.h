@@ -26,7 +26,7 @@ struct PointProblem {
 struct PixelProblem {
   int64_t images, channels, points;
   bool shared_points, align_corners;
-  int64_t image_bytes, pixel_bytes;  // from one to the next
+  int64_t image_byte_stride, pixel_byte_stride;
   int32_t width, height;
 };
 
@@ -57,7 +57,7 @@ class PointBlock {
   int64_t count, packed, apart_count;  // all points, those in packs, those apart
   int64_t* position;                   // of the pixel left and above; 0 for a point that is apart
   Real *to_right, *to_bottom, *grad_x, *grad_y;
-  Real* spare;  // two numbers for each point
+  Real* scratch;  // two numbers for each point
   Apart* apart;
 
   explicit PointBlock(int64_t points)
@@ -68,7 +68,7 @@ class PointBlock {
     position = positions_.get();
     apart = apart_.get();
     Real* reals = reals_.get();
-    for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &spare}) {
+    for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &scratch}) {
       *array = std::exchange(reals, reals + points);
     }
   }
@@ -79,21 +79,30 @@ class PointBlock {
   std::unique_ptr<Apart[]> apart_;
 };
 
-// Consecutive points of a PixelProblem, and a row of channels for each of them: a sample is a sum of
-// four pixels, as one of deformable attention is.
+// Consecutive points of a PixelProblem, and a row of channels for each of them: a sample is a sum
+// of four pixels, as one of deformable attention is.
 template <typename Storage>
-struct PixelBlock {
+class PixelBlock {
+ public:
   using Real = RealOf<Storage>;
-  int64_t row;  // from one row to the next; off a power of 2, whose lines would share a cache set
+  // From one row to the next. Rows a power of 2 apart would share few lines of a cache.
+  const int64_t stride;
   Samples<Real> samples;
-  std::vector<Real> rows;
-  std::vector<Storage> zeros;  // the pixel that is not there
+  Real* rows;
+  const Storage* zeros;  // the pixel that is not there
 
   PixelBlock(int64_t points, int64_t channels)
-      : row(channels + 64 / sizeof(Real)),
+      : stride(channels + 64 / static_cast<int64_t>(sizeof(Real))),
         samples(points),
-        rows(points * row),
-        zeros(channels) {}
+        rows_(points * stride),
+        zeros_(channels) {
+    rows = rows_.data();
+    zeros = zeros_.data();
+  }
+
+ private:
+  std::vector<Real> rows_;
+  std::vector<Storage> zeros_;
 };
 
 // Consecutive rows of a plane.

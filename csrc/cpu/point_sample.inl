@@ -11,6 +11,7 @@
 #include "../bilinear.h"
 #include "bilinear.inl"
 #include "isa/instruction_set.h"
+#include "ms_deform_attn.inl"
 #include "numbers.h"
 #include "point_sample.h"
 #include "simd.inl"
@@ -55,7 +56,7 @@ MASK2FORMER_INLINE void locate_points(const PointProblem& problem, const Numbers
                                       int64_t first, int64_t count, PointBlock<Real>& block) {
   constexpr int64_t step = 256;
   double x[step], y[step];
-  const Real* points = widened(numbers, 2 * first, 2 * count, block.spare);
+  const Real* points = widened(numbers, 2 * first, 2 * count, block.scratch);
   const int64_t packed = count / kPointLanes * kPointLanes;
   block.count = count;
   block.apart_count = 0;
@@ -169,7 +170,7 @@ MASK2FORMER_INLINE void add_to_plane(const PointProblem& problem, PointBlock<Rea
   const auto inside = [&](int64_t position) {
     return all || uint64_t(position) < uint64_t(pixels);
   };
-  Real* grad = block.spare;
+  Real* grad = block.scratch;
   convert(grad_output, block.count, grad);
   for (int64_t i = 0; i < block.apart_count; ++i) {
     const auto& point = block.apart[i];
@@ -301,10 +302,10 @@ void backward_points(const PointProblem& problem, const PointData<Storage>& data
   const auto scale_x = static_cast<Real>(problem.columns.scale);
   const auto scale_y = static_cast<Real>(problem.rows.scale);
   for (int64_t i = 0; i < count; ++i) {
-    block.spare[2 * i] = block.grad_x[i] * scale_x;
-    block.spare[2 * i + 1] = block.grad_y[i] * scale_y;
+    block.scratch[2 * i] = block.grad_x[i] * scale_x;
+    block.scratch[2 * i + 1] = block.grad_y[i] * scale_y;
   }
-  write(data.grad_points, 2 * index, 2 * count, block.spare);
+  write(data.grad_points, 2 * index, 2 * count, block.scratch);
 }
 
 // ---- channels side by side ------------------------------------------------------------------------
@@ -315,28 +316,27 @@ MASK2FORMER_INLINE int64_t find_pixels(const PixelProblem& problem, const Number
                                        int64_t index, int64_t count, const char* image,
                                        PixelBlock<Storage>& block) {
   auto& samples = block.samples;
-  const int64_t nowhere = bytes(block.zeros.data()) - image;
-  split_pairs(widened(points, 2 * index, 2 * count, samples.spare), count, samples.x, samples.y);
-  std::fill_n(samples.attention, count, 1.0);
-  set_level({0, 1, problem.height, problem.width}, 0, problem.pixel_bytes, samples, 0, count);
-  find_taps(samples, count, problem.pixel_bytes, nowhere, problem.align_corners);
-  return nowhere;
+  const int64_t zero_row = bytes(block.zeros) - image;
+  split_pairs(widened(points, 2 * index, 2 * count, samples.scratch), count, samples.x, samples.y);
+  for (int64_t i = 0; i < count; ++i) samples.attention[i] = 1;
+  set_level({0, 1, problem.height, problem.width}, 0, problem.pixel_byte_stride, samples, 0, count);
+  find_corners(samples, count, problem.pixel_byte_stride, zero_row, problem.align_corners);
+  return zero_row;
 }
 
 // Writes the block's rows of channels as rows of points, which are `stride` numbers apart.
 template <typename Storage>
 MASK2FORMER_INLINE void write_channels(const PixelBlock<Storage>& block, int64_t channels,
                                        int64_t count, OutputOf<Storage>* output, int64_t stride) {
-  const int64_t row = block.row;
+  const int64_t row = block.stride;
   for (int64_t channel = 0; channel < channels; ++channel, output += stride) {
-    const auto* from = block.rows.data() + channel;
+    const auto* from = block.rows + channel;
     int64_t i = 0;
     for (; i + kPointLanes <= count; i += kPointLanes, from += kPointLanes * row) {
-      store_pack<kPointLanes>(
-          output + i, Pack<RealOf<Storage>, kPointLanes>{from[0], from[row], from[2 * row],
-                                                         from[3 * row], from[4 * row],
-                                                         from[5 * row], from[6 * row],
-                                                         from[7 * row]});
+      store_pack<kPointLanes>(output + i,
+                              Pack<RealOf<Storage>, kPointLanes>{
+                                  from[0], from[row], from[2 * row], from[3 * row], from[4 * row],
+                                  from[5 * row], from[6 * row], from[7 * row]});
     }
     for (; i < count; ++i, from += row) store_pack<1>(output + i, *from);
   }
@@ -345,11 +345,10 @@ MASK2FORMER_INLINE void write_channels(const PixelBlock<Storage>& block, int64_t
 // The other way round.
 template <typename Storage>
 MASK2FORMER_INLINE void read_channels(const OutputOf<Storage>* grad_output, int64_t stride,
-                                      int64_t channels, int64_t count,
-                                      PixelBlock<Storage>& block) {
+                                      int64_t channels, int64_t count, PixelBlock<Storage>& block) {
   for (int64_t channel = 0; channel < channels; ++channel, grad_output += stride) {
-    auto* to = block.rows.data() + channel;
-    for (int64_t i = 0; i < count; ++i, to += block.row) *to = load_pack<1>(grad_output + i);
+    auto* to = block.rows + channel;
+    for (int64_t i = 0; i < count; ++i, to += block.stride) *to = load_pack<1>(grad_output + i);
   }
 }
 
@@ -357,7 +356,7 @@ template <typename Storage>
 void forward_pixels(const PixelProblem& problem, const PointData<Storage>& data,
                     PixelBlock<Storage>& block, int64_t image, int64_t first, int64_t count) {
   const int64_t channels = problem.channels, points = problem.points;
-  const char* pixels = bytes(data.input) + image * problem.image_bytes;
+  const char* pixels = bytes(data.input) + image * problem.image_byte_stride;
   find_pixels(problem, data.points, (problem.shared_points ? 0 : image * points) + first, count,
               pixels, block);
   with_lanes<RealOf<Storage>>(channels, [&](auto lanes) {
@@ -365,7 +364,7 @@ void forward_pixels(const PixelProblem& problem, const PointData<Storage>& data,
       for_packs<lanes.value>(channels, [&](auto packs, int64_t channel, int) {
         sum_rows<lanes.value, packs.value, Storage>(pixels + channel * sizeof(Storage),
                                                     block.samples, i, 1,
-                                                    block.rows.data() + i * block.row + channel);
+                                                    block.rows + i * block.stride + channel);
       });
     }
   });
@@ -381,25 +380,24 @@ void backward_pixel_points(const PixelProblem& problem, const PointData<Storage>
   const int64_t channels = problem.channels, points = problem.points;
   const int64_t index = image * points + first;
   const int64_t last = problem.shared_points ? problem.images : image + 1;
-  int64_t nowhere = 0;
-  for (Real* dot : block.samples.dot) std::fill_n(dot, count, Real(0));
+  int64_t zero_row = 0;
+  for (Real* dot : block.samples.dot) std::memset(dot, 0, count * sizeof(Real));
   for (; image < last; ++image) {
-    const char* pixels = bytes(data.input) + image * problem.image_bytes;
-    nowhere = find_pixels(problem, data.points, index, count, pixels, block);
+    const char* pixels = bytes(data.input) + image * problem.image_byte_stride;
+    zero_row = find_pixels(problem, data.points, index, count, pixels, block);
     read_channels(data.grad_output + image * channels * points + first, points, channels, count,
                   block);
     with_lanes<Real>(channels, [&](auto lanes) {
       for (int64_t i = 0; i < count; ++i) {
-        const Real* grad = block.rows.data() + i * block.row;
+        const Real* grad = block.rows + i * block.stride;
         for_packs<lanes.value>(channels, [&](auto packs, int64_t channel, int overlap) {
-          multiply_rows<lanes.value, packs.value, Storage>(pixels + channel * sizeof(Storage),
-                                                           grad + channel, overlap, block.samples,
-                                                           i, 1);
+          multiply_rows<lanes.value, packs.value, Storage>(
+              pixels + channel * sizeof(Storage), grad + channel, overlap, block.samples, i, 1);
         });
       }
     });
   }
-  finish_samples(block.samples, count, nowhere, problem.align_corners);
+  finish_samples(block.samples, count, zero_row, problem.align_corners);
   write_gradients(block.samples, index, count, data.grad_points, Numbers{});
 }
 

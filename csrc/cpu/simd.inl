@@ -96,7 +96,7 @@ MASK2FORMER_INLINE Pack<float, Lanes> widen_pack(Pack<uint32_t, Lanes> bits) {
   } else {
     const Bits magnitude = (bits & 0x7fffu) << 13;
     const Bits normal = magnitude + 0x38000000u;  // the exponent's bias is 15 there and 127 here
-    // Exact, and no operand is a subnormal float, which the processor may be set to take as 0.
+    // Exact, and no operand is a subnormal float, which the CPU may be set to take as 0.
     const Floats subnormal = reinterpret_cast<Floats>(magnitude | 0x38800000u) - 0x1p-14f;
     const Bits finite = magnitude < 0x00800000u ? reinterpret_cast<Bits>(subnormal) : normal;
     const Bits not_finite = reinterpret_cast<Bits>(magnitude >= 0x0f800000u) & 0x7f800000u;
@@ -366,19 +366,19 @@ MASK2FORMER_INLINE void prefetch(const Numbers& numbers, int64_t index) {
   __builtin_prefetch(static_cast<const char*>(numbers.data) + index * size);
 }
 
-// `count` numbers from `index` on: as they lie, or from half precision into `spare`.
+// `count` numbers from `index` on: as they lie, or from half precision into `scratch`.
 MASK2FORMER_INLINE const double* widened(const Numbers& numbers, int64_t index, int64_t, double*) {
   return static_cast<const double*>(numbers.data) + index;
 }
 MASK2FORMER_INLINE const float* widened(const Numbers& numbers, int64_t index, int64_t count,
-                                        float* spare) {
+                                        float* scratch) {
   switch (numbers.dtype) {
     case ScalarType::Half:
-      convert(static_cast<const Half*>(numbers.data) + index, count, spare);
-      return spare;
+      convert(static_cast<const Half*>(numbers.data) + index, count, scratch);
+      return scratch;
     case ScalarType::BFloat16:
-      convert(static_cast<const BFloat16*>(numbers.data) + index, count, spare);
-      return spare;
+      convert(static_cast<const BFloat16*>(numbers.data) + index, count, scratch);
+      return scratch;
     default: return static_cast<const float*>(numbers.data) + index;
   }
 }

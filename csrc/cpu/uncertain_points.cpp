@@ -4,10 +4,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <limits>
-
-#include "../checks.h"
 #include "../dtypes.h"
 #include "isa/instruction_set.h"
 #include "tensors.h"
@@ -20,35 +16,20 @@ UncertainKernels<Storage> kernels() {
   return with_instruction_set([](auto set) { return uncertain_kernels<Storage>(set); });
 }
 
-UncertainProblem check_arguments(const Tensor& logits, int64_t candidates, int64_t chosen,
-                                 int64_t points, int64_t seed) {
-  constexpr const char* op = "uncertain_points";
-  check_dtype(op, "logits", logits,
-              {ScalarType::Double, ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
-  check_shape(op, "logits", logits, "(N, H, W)", {kAny, kAny, kAny});
-  if (candidates < 0 || points < 0) {
-    fail(op, ": candidates and points must not be negative, but are ", candidates, " and ", points);
-  }
-  if (chosen < 0 || chosen > std::min(candidates, points)) {
-    fail(op, ": chosen must be from 0 to the ", candidates, " candidates and ", points,
-         " points, but is ", chosen);
-  }
-  const int64_t height = logits.size(1), width = logits.size(2);
-  if (std::max(height, width) > std::numeric_limits<int32_t>::max()) {
-    fail(op, ": logits must have fewer than 2^31 rows and columns, but has ", height, " x ", width);
-  }
+UncertainProblem make_problem(const Tensor& logits, int64_t candidates, int64_t chosen,
+                              int64_t points, int64_t seed) {
   return {logits.size(0),
           candidates,
           chosen,
           points,
           static_cast<uint64_t>(seed),
-          make_axis(static_cast<int32_t>(width), false),
-          make_axis(static_cast<int32_t>(height), false)};
+          make_axis(static_cast<int32_t>(logits.size(2)), false),
+          make_axis(static_cast<int32_t>(logits.size(1)), false)};
 }
 
 Tensor uncertain_points(const Tensor& logits, int64_t candidates, int64_t chosen, int64_t points,
                         int64_t seed) {
-  const UncertainProblem problem = check_arguments(logits, candidates, chosen, points, seed);
+  const UncertainProblem problem = make_problem(logits, candidates, chosen, points, seed);
   const auto dtype =
       logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor output = torch::stable::new_empty(

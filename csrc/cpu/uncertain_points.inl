@@ -64,8 +64,8 @@ MASK2FORMER_INLINE void draw_points(const UncertainProblem& problem, int64_t mas
   for (int64_t i = 0; i < 2 * points; i += numbers) {
     const uint64_t counter = 8 * (first + i / numbers);
     const Words index = lanes + counter;
-    const Words of_mask = Words{} + uint64_t(mask);
-    Words words[4] = {index & 0xffffffff, index >> 32, of_mask & 0xffffffff, of_mask >> 32};
+    const Words mask_number = Words{} + uint64_t(mask);
+    Words words[4] = {index & 0xffffffff, index >> 32, mask_number & 0xffffffff, mask_number >> 32};
     philox(words, problem.seed);
     store_uniform(words, to + i);
   }
@@ -96,7 +96,7 @@ MASK2FORMER_INLINE int64_t last_chosen(const UncertainProblem& problem,
   const auto key = [&](int64_t i) { return magnitude(static_cast<Real>(scratch.logits[i])); };
   int32_t bins[kBins] = {};
   for (int64_t i = 0; i < problem.candidates; ++i) ++bins[key(i) >> kShift];
-  int64_t wanted = problem.chosen - 1;  // the place of the last one, counted within its bin
+  int64_t wanted = problem.chosen - 1;  // the rank of the last one within its bin
   int bin = 0;
   while (wanted >= bins[bin]) wanted -= bins[bin++];
   auto& undecided = scratch.undecided;
@@ -106,8 +106,8 @@ MASK2FORMER_INLINE int64_t last_chosen(const UncertainProblem& problem,
   }
   std::nth_element(undecided.begin(), undecided.begin() + wanted, undecided.end(),
                    [&](int64_t a, int64_t b) {
-                     const auto of_a = key(a), of_b = key(b);
-                     return of_a < of_b || (of_a == of_b && a < b);
+                     const auto key_a = key(a), key_b = key(b);
+                     return key_a < key_b || (key_a == key_b && a < b);
                    });
   return undecided[wanted];
 }

@@ -7,15 +7,25 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <sstream>
+#include <stdexcept>
 #include <utility>
 
-#include "../checks.h"
+#include "../tensors.h"
 #include "numbers.cuh"
 
 // A torch without CUDA lacks it, and yet loads this library. Nothing calls it there.
 #pragma weak aoti_torch_get_current_cuda_stream
 
 namespace mask2former::cuda {
+
+// Python sees a RuntimeError, as from torch's own operators.
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
 
 class Launcher {
  public:

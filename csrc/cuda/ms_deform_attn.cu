@@ -52,12 +52,9 @@ LevelSource source_of_levels(const AttentionSizes& sizes, const Tensor& shapes,
   return source;
 }
 
-// Levels that the host can read are checked here. The others are checked by every kernel.
-void place_levels(const Tensor& value, const Tensor& spatial_shapes,
-                  const Tensor& level_start_index, Call& call) {
-  if (spatial_shapes.is_cpu() && level_start_index.is_cpu()) {
-    read_levels(call.sizes, spatial_shapes, level_start_index);
-  }
+// Levels that the host can read have been checked. The others are checked by every kernel.
+void find_levels(const Tensor& value, const Tensor& spatial_shapes, const Tensor& level_start_index,
+                 Call& call) {
   const Tensor shapes = call.keep(torch::stable::contiguous(spatial_shapes));
   const Tensor starts = call.keep(torch::stable::contiguous(level_start_index));
   call.levels = source_of_levels(call.sizes, shapes, starts, 0);
@@ -79,7 +76,7 @@ void place_levels(const Tensor& value, const Tensor& spatial_shapes,
 Call make_call(AttentionSizes sizes, const Tensor& value, const Tensor& spatial_shapes,
                const Tensor& level_start_index) {
   Call call{std::move(sizes), Launcher(kOp, value)};
-  place_levels(value, spatial_shapes, level_start_index, call);
+  find_levels(value, spatial_shapes, level_start_index, call);
   return call;
 }
 
@@ -111,7 +108,7 @@ bool fits(const AttentionSizes& sizes) {
   const bool together = std::all_of(sizes.points.begin(), sizes.points.end(),
                                     [](int64_t points) { return points % L::kTogether == 0; });
   const int64_t rows = sizes.images * sizes.queries * sizes.heads;
-  const int64_t bytes = sizes.images * sizes.positions * sizes.heads * L::kLanes * 16;
+  const int64_t bytes = sizes.images * sizes.positions * sizes.heads * L::kLanes * kOffsetUnit;
   return together && sizes.channels == L::kLanes * L::kWidth &&
          std::ssize(sizes.points) <= kLevelsInLaunch && sizes.samples <= kSamplesInShared &&
          rows * sizes.samples < int64_t{1} << 30 && rows < int64_t{1} << 30 &&
@@ -146,8 +143,7 @@ dim3 blocks_for_rows(const AttentionSizes& sizes) {
 Tensor ms_deform_attn(const Tensor& value, const Tensor& spatial_shapes,
                       const Tensor& level_start_index, const Tensor& sampling_locations,
                       const Tensor& attention_weights, const Counts& num_points) {
-  Call call = make_call(check_attention(value, spatial_shapes, level_start_index,
-                                        sampling_locations, attention_weights, num_points),
+  Call call = make_call(attention_sizes(value, spatial_shapes, sampling_locations, num_points),
                         value, spatial_shapes, level_start_index);
   const AttentionSizes& sizes = call.sizes;
   Tensor output =
@@ -216,10 +212,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& level_start_index, const Tensor& sampling_locations,
     const Tensor& attention_weights, const Counts& num_points, const std::vector<bool>& output_mask,
     bool deterministic) {
-  AttentionSizes sizes = check_attention(value, spatial_shapes, level_start_index,
-                                         sampling_locations, attention_weights, num_points);
-  check_attention_backward(sizes, grad_output, value, output_mask);
-  Call call = make_call(std::move(sizes), value, spatial_shapes, level_start_index);
+  Call call = make_call(attention_sizes(value, spatial_shapes, sampling_locations, num_points),
+                        value, spatial_shapes, level_start_index);
   Tensor grad_value = new_gradient(output_mask[0], value);
   Tensor grad_locations = new_gradient(output_mask[1], sampling_locations);
   Tensor grad_attention = new_gradient(output_mask[2], attention_weights);

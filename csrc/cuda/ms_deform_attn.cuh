@@ -15,17 +15,21 @@ struct Blend {
   using Real = typename L::Real;
   using Offset = typename L::Offset;
 
-  // The offset of the first pixel, and a bit each for: there is one beside it, one below it, any.
-  Offset place;
+  // Flags of the pixels that there are, in the low bits of the offset.
+  static constexpr int kHasBeside = 1, kHasBelow = 2, kHasAny = 4;
+  static_assert((kHasBeside | kHasBelow | kHasAny) <= kFlags, "flags fit below an offset");
+
+  Offset flagged_offset;  // of the first pixel, with flags
   Real weights[4];
 
   __device__ __forceinline__ Blend(const Located<L>& located, const Row& row,
                                    const Strides<L>& strides) {
     const auto& [x, y, map, attention] = located;
-    place = located.offset(row, strides, x.has_from ? x.from : x.from + 1,
-                           y.has_from ? y.from : y.from + 1);
-    place += (x.has_from && x.has_next ? 1 : 0) + (y.has_from && y.has_next ? 2 : 0) +
-             (located.has_pixels() ? 4 : 0);
+    flagged_offset = located.offset(row, strides, x.has_from ? x.from : x.from + 1,
+                                    y.has_from ? y.from : y.from + 1);
+    flagged_offset += (x.has_from && x.has_next ? kHasBeside : 0) +
+                      (y.has_from && y.has_next ? kHasBelow : 0) +
+                      (located.has_pixels() ? kHasAny : 0);
     const Real across[] = {x.has_from ? 1 - x.beyond : 0, x.has_next ? x.beyond : 0};
     const Real down[] = {y.has_from ? attention * (1 - y.beyond) : 0,
                          y.has_next ? attention * y.beyond : 0};
@@ -38,7 +42,7 @@ struct Blend {
   // That of another lane of the row.
   __device__ __forceinline__ Blend from_lane(int from) const {
     Blend other = *this;
-    other.place = __shfl_sync(kWholeWarp, place, from, L::kLanes);
+    other.flagged_offset = __shfl_sync(kWholeWarp, flagged_offset, from, L::kLanes);
 #pragma unroll
     for (Real& weight : other.weights) {
       weight = __shfl_sync(kWholeWarp, weight, from, L::kLanes);
@@ -46,12 +50,13 @@ struct Blend {
     return other;
   }
 
-  __device__ __forceinline__ bool has_pixels() const { return place & 4; }
+  __device__ __forceinline__ bool has_pixels() const { return flagged_offset & kHasAny; }
 
   // The offset of a pixel.
   __device__ __forceinline__ Offset at(int corner, Offset pixel, Offset below) const {
-    return (place & ~Offset{15}) + (corner % 2 && place & 1 ? pixel : 0) +
-           (corner / 2 && place & 2 ? below : 0);
+    return (flagged_offset & ~Offset{kFlags}) +
+           (corner % 2 && flagged_offset & kHasBeside ? pixel : 0) +
+           (corner / 2 && flagged_offset & kHasBelow ? below : 0);
   }
 };
 
@@ -128,19 +133,24 @@ __global__ void __launch_bounds__(kThreads, L::kBlocks)
 
 // A sample and the pixels around it: 0 left above, 1 right above, 2 left below, 3 right below.
 template <typename L>
-struct Tap {
+struct Corners {
   using Real = typename L::Real;
   using Offset = typename L::Offset;
 
-  // The offset of the pixel left above, and a bit for each of the four that exists.
-  Offset place;
-  Offset below;  // from a pixel to the one below it
+  // Flags of the corners that are pixels, in the low bits of the offset.
+  static constexpr int kHasLeft = 1, kHasRight = 2;  // in the row above; in the row below
+  static constexpr int kBelow = 4;                   // times this
+  static_assert((kHasLeft | kHasRight) * (1 + kBelow) <= kFlags, "flags fit below an offset");
+
+  Offset flagged_offset;  // of the pixel left above, with flags
+  Offset below;           // from a pixel to the one below it
   Real to_right, to_bottom, attention;
 
-  __device__ __forceinline__ bool has(int corner) const { return place >> corner & 1; }
+  __device__ __forceinline__ bool has(int corner) const { return flagged_offset >> corner & 1; }
 
   __device__ __forceinline__ Offset at(int corner, Offset beside) const {
-    return (place & ~Offset{15}) + (corner % 2 ? beside : 0) + (corner / 2 ? below : 0);
+    return (flagged_offset & ~Offset{kFlags}) + (corner % 2 ? beside : 0) +
+           (corner / 2 ? below : 0);
   }
 
   __device__ __forceinline__ Real weight(int corner) const {
@@ -148,23 +158,24 @@ struct Tap {
   }
 
   // That of another lane of the row, of the same level.
-  __device__ __forceinline__ Tap from_lane(int from, Offset below_there) const {
+  __device__ __forceinline__ Corners from_lane(int from, Offset below_there) const {
     const auto get = [from](auto x) { return __shfl_sync(kWholeWarp, x, from, L::kLanes); };
-    return {get(place), below_there, get(to_right), get(to_bottom), get(attention)};
+    return {get(flagged_offset), below_there, get(to_right), get(to_bottom), get(attention)};
   }
 };
 
 template <typename L>
-__device__ __forceinline__ Tap<L> make_tap(const Located<L>& located, const Row& row,
-                                           const Strides<L>& strides) {
+__device__ __forceinline__ Corners<L> make_corners(const Located<L>& located, const Row& row,
+                                                   const Strides<L>& strides) {
   const auto& [x, y, map, attention] = located;
-  const int across = x.has_from + 2 * x.has_next;
-  const int corners = (y.has_from ? across : 0) + (y.has_next ? 4 * across : 0);
-  const auto place = located.offset(row, strides, x.from, y.from) + corners;
+  using Found = Corners<L>;
+  const int across = (x.has_from ? Found::kHasLeft : 0) + (x.has_next ? Found::kHasRight : 0);
+  const int flags = (y.has_from ? across : 0) + (y.has_next ? Found::kBelow * across : 0);
+  const auto flagged_offset = located.offset(row, strides, x.from, y.from) + flags;
   const auto below = located.below(strides);
   // Where there are no pixels the rest may be anything.
-  if (corners == 0) return {place, below, 0, 0, 0};
-  return {place, below, x.beyond, y.beyond, attention};
+  if (flags == 0) return {flagged_offset, below, 0, 0, 0};
+  return {flagged_offset, below, x.beyond, y.beyond, attention};
 }
 
 // What a sample adds to the loss for each unit of its attention, and of its column and row.
@@ -225,15 +236,15 @@ struct ValueGradient {
 // returns the lane's share of the sample's slopes.
 template <typename L, typename Sum>
 __device__ __forceinline__ Slopes<typename L::Real> visit_channels(
-    const typename L::Storage* value, Sum* sums, int exponent, const Tap<L>& tap,
+    const typename L::Storage* value, Sum* sums, int exponent, const Corners<L>& corners,
     typename L::Offset pixel, int64_t channel, const typename L::Real (&grad)[L::kWidth],
     bool exists, bool slopes_wanted) {
   using Real = typename L::Real;
   Real dots[4] = {};
 #pragma unroll
   for (int corner = 0; corner < 4; ++corner) {
-    if (!tap.has(corner) || !exists) continue;
-    const auto at = tap.at(corner, pixel);
+    if (!corners.has(corner) || !exists) continue;
+    const auto at = corners.at(corner, pixel);
     if (slopes_wanted) {
       Real numbers[L::kWidth];
       to_reals(load_pixel<L>(value, at, channel), numbers);
@@ -241,18 +252,18 @@ __device__ __forceinline__ Slopes<typename L::Real> visit_channels(
       for (int i = 0; i < L::kWidth; ++i) dots[corner] += grad[i] * numbers[i];
     }
     if (sums) {
-      const Real weight = tap.weight(corner) * tap.attention;
+      const Real weight = corners.weight(corner) * corners.attention;
       Real shares[L::kWidth];
 #pragma unroll
       for (int i = 0; i < L::kWidth; ++i) shares[i] = weight * grad[i];
-      add(sums + static_cast<int64_t>(at / 16) * L::kWidth + channel, shares, exponent);
+      add(sums + static_cast<int64_t>(at / kOffsetUnit) * L::kWidth + channel, shares, exponent);
     }
   }
-  const Real to_left = 1 - tap.to_right, to_top = 1 - tap.to_bottom;
-  return {to_top * (to_left * dots[0] + tap.to_right * dots[1]) +
-              tap.to_bottom * (to_left * dots[2] + tap.to_right * dots[3]),
-          to_top * (dots[1] - dots[0]) + tap.to_bottom * (dots[3] - dots[2]),
-          to_left * (dots[2] - dots[0]) + tap.to_right * (dots[3] - dots[1])};
+  const Real to_left = 1 - corners.to_right, to_top = 1 - corners.to_bottom;
+  return {to_top * (to_left * dots[0] + corners.to_right * dots[1]) +
+              corners.to_bottom * (to_left * dots[2] + corners.to_right * dots[3]),
+          to_top * (dots[1] - dots[0]) + corners.to_bottom * (dots[3] - dots[2]),
+          to_left * (dots[2] - dots[0]) + corners.to_right * (dots[3] - dots[1])};
 }
 
 template <typename L>
@@ -294,18 +305,18 @@ __device__ __forceinline__ void differentiate_row(
   if (L::kFast) load_grad<L>(arguments, row, row.lane * L::kWidth, grad);
   for (Index base = 0; base < samples; base += L::kLanes) {
     const Located<L> located = locate_sample<L>(arguments, maps, row, base + row.lane);
-    const Tap<L> own = make_tap(located, row, strides);
+    const Corners<L> own = make_corners(located, row, strides);
     Slopes<Real> result = {};
     for (int first = 0; first < L::kLanes && base + first < samples; first += L::kTogether) {
       const auto below = __shfl_sync(kWholeWarp, own.below, first, L::kLanes);
       Slopes<Real> slopes[L::kTogether] = {};
 #pragma unroll
       for (int k = 0; k < L::kTogether; ++k) {
-        const Tap<L> tap = own.from_lane(first + k, below);
+        const Corners<L> corners = own.from_lane(first + k, below);
         for (int64_t channel = row.lane * L::kWidth; channel < arguments.channels;
              channel += L::kLanes * L::kWidth) {
           if (!L::kFast) load_grad<L>(arguments, row, channel, grad);
-          slopes[k] += visit_channels<L>(arguments.value, gradient.sums, exponent, tap,
+          slopes[k] += visit_channels<L>(arguments.value, gradient.sums, exponent, corners,
                                          strides.pixel, channel, grad, row.exists, slopes_wanted);
           if (L::kFast) break;  // they are all
         }
@@ -341,20 +352,20 @@ __global__ void __launch_bounds__(kThreads)
   using Real = RealOf<Storage>;
   const int64_t heads = arguments.heads;
   for (int64_t pair = blockIdx.x; pair < arguments.images * heads; pair += gridDim.x) {
-    Real of_grad = 0, of_attention = 0;
+    Real grad_most = 0, attention_most = 0;
     for (int64_t query = blockIdx.y; query < arguments.queries; query += gridDim.y) {
       const int64_t row = (pair / heads * arguments.queries + query) * heads + pair % heads;
       for (int64_t i = threadIdx.x; i < arguments.channels; i += blockDim.x) {
         const Real x = fabs(to_real(arguments.grad_output[row * arguments.channels + i]));
-        if (isfinite(x)) of_grad = fmax(of_grad, x);
+        if (isfinite(x)) grad_most = fmax(grad_most, x);
       }
       for (int64_t i = threadIdx.x; i < arguments.samples; i += blockDim.x) {
         const Real x = fabs(read<Storage>(arguments.attention, row * arguments.samples + i));
-        if (isfinite(x)) of_attention = fmax(of_attention, x);
+        if (isfinite(x)) attention_most = fmax(attention_most, x);
       }
     }
-    if (of_grad > 0) raise(largest + 2 * pair, of_grad);
-    if (of_attention > 0) raise(largest + 2 * pair + 1, of_attention);
+    if (grad_most > 0) raise(largest + 2 * pair, grad_most);
+    if (attention_most > 0) raise(largest + 2 * pair + 1, attention_most);
   }
 }
 

@@ -75,15 +75,22 @@ __device__ __forceinline__ Row find_row(const AttentionArguments<typename L::Sto
 
 // ---- samples --------------------------------------------------------------------------------------
 
-// What tells offsets into value apart. They count packs of kWidth numbers, times 16.
+// Offsets into value count packs of kWidth numbers, times kOffsetUnit. So those of fast
+// layouts are in bytes, and the low bits of all of them are free for flags.
+constexpr int kOffsetUnit = 16;
+constexpr int kFlags = kOffsetUnit - 1;
+
+// The offsets from one head, pixel or image to the next.
 template <typename L>
 struct Strides {
+  static_assert(!L::kFast || sizeof(Pack<typename L::Storage, L::kWidth>) == kOffsetUnit,
+                "an offset of a fast layout counts bytes");
   using Offset = typename L::Offset;
   Offset head, pixel, image;
 
   __device__ __forceinline__ explicit Strides(
       const AttentionArguments<typename L::Storage>& arguments)
-      : head(static_cast<Offset>(arguments.channels / L::kWidth * 16)),
+      : head(static_cast<Offset>(arguments.channels / L::kWidth * kOffsetUnit)),
         pixel(head * static_cast<Offset>(arguments.heads)),
         image(pixel * static_cast<Offset>(arguments.positions)) {}
 };
@@ -144,7 +151,7 @@ struct Located {
   using Real = typename L::Real;
   using Offset = typename L::Offset;
 
-  Place<Real> x, y;
+  AxisPosition<Real> x, y;
   Map<L> map;
   Real attention;
 
@@ -178,8 +185,8 @@ __device__ __forceinline__ Located<L> locate_sample(
   const Index index = static_cast<Index>(row.index) * samples + sample;
   const auto location = read_pair<Storage>(arguments.locations, index);
   const Map<L> map = maps[sample];
-  return {place(location.numbers[0], map.width, Real(-0.5), map.width),
-          place(location.numbers[1], map.height, Real(-0.5), map.height), map,
+  return {locate_on_axis(location.numbers[0], map.width, Real(-0.5), map.width),
+          locate_on_axis(location.numbers[1], map.height, Real(-0.5), map.height), map,
           read<Storage>(arguments.attention, index)};
 }
 
@@ -192,7 +199,7 @@ __device__ __forceinline__ Pack<typename L::Storage, L::kWidth> load_pixel(
     const auto* bytes = reinterpret_cast<const char*>(value) + at;
     return load_pack<L::kWidth>(reinterpret_cast<const typename L::Storage*>(bytes));
   } else {
-    return load_pack<L::kWidth>(value + offset / 16 + channel);
+    return load_pack<L::kWidth>(value + offset / kOffsetUnit + channel);
   }
 }
 

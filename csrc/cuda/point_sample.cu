@@ -108,7 +108,7 @@ void backward_points(const PointArguments<Storage>& arguments, const Launcher& l
 // ---- operators ------------------------------------------------------------------------------------
 
 Tensor point_sample(const Tensor& input, const Tensor& points, bool align_corners) {
-  const PointSizes sizes = check_points(input, points, align_corners);
+  const PointSizes sizes = point_sizes(input, points, align_corners);
   Tensor output = torch::stable::new_empty(input, output_shape(input, points), output_dtype(input));
   if (is_empty(output)) return output;
   if (is_empty(input)) return torch::stable::zero_(output);
@@ -127,8 +127,7 @@ std::tuple<Tensor, Tensor> point_sample_backward(const Tensor& grad_output, cons
                                                  const Tensor& points, bool align_corners,
                                                  const std::vector<bool>& output_mask,
                                                  bool deterministic) {
-  const PointSizes sizes = check_points(input, points, align_corners);
-  check_points_backward(grad_output, input, points, output_mask);
+  const PointSizes sizes = point_sizes(input, points, align_corners);
   Tensor grad_input = new_gradient(output_mask[0], input);
   Tensor grad_points = new_gradient(output_mask[1], points);
   if (is_empty(input) || is_empty(grad_output)) {

@@ -48,8 +48,9 @@ __device__ __forceinline__ Cell<RealOf<Storage>> locate_point(
   const auto location = read_pair<Storage>(arguments.points, set * arguments.count + point);
   const auto& columns = arguments.columns;
   const auto& rows = arguments.rows;
-  const auto x = place(location.numbers[0], columns.scale, columns.shift, Real(columns.size));
-  const auto y = place(location.numbers[1], rows.scale, rows.shift, Real(rows.size));
+  const auto x =
+      locate_on_axis(location.numbers[0], columns.scale, columns.shift, Real(columns.size));
+  const auto y = locate_on_axis(location.numbers[1], rows.scale, rows.shift, Real(rows.size));
   const bool near = (x.has_from || x.has_next) && (y.has_from || y.has_next);
   return {near, x.from, y.from, x.beyond, y.beyond};
 }

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mask2former.cli.options import (
     add_data,
@@ -27,6 +28,9 @@ from mask2former.cli.options import (
 from mask2former.cli.usage import UsageError
 from mask2former.images.thresholds import PAPER_THRESHOLDS
 from mask2former.io.errors import DataError
+
+if TYPE_CHECKING:
+    from mask2former.data.open_dataset import FoundDataset
 
 METRICS = ("pq", "ap", "boundary-ap", "miou")
 
@@ -116,13 +120,14 @@ def _size(text: str) -> dict[str, int]:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table and write the report."""
-    from mask2former.data.open_dataset import as_task
+    from mask2former.data.open_dataset import as_task, find_dataset
     from mask2former.evaluation.dataset_predictor import DatasetPredictor
     from mask2former.evaluation.evaluate import check_metrics, evaluate
 
     with _processes(args.device) as (device, rank, ranks):
-        split = _split(args)
-        dataset = open_data(args.data, split, args.images, args.reduce_labels, args.skip_bad)
+        found = find_dataset(args.data)
+        split = _split(found, args)
+        dataset = open_data(found, split, args.images, args.reduce_labels, args.skip_bad)
         metrics = check_metrics(dataset, args.metrics)
         if set(metrics) <= {"ap", "boundary-ap"}:
             dataset = as_task(dataset, "instance")  # the model may have no classes of stuff
@@ -160,13 +165,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _split(args: argparse.Namespace) -> str | None:
+def _split(found: FoundDataset, args: argparse.Namespace) -> str | None:
     """The split asked for, else the only one or the one for validation; None for a COCO file."""
-    from mask2former.data.open_dataset import available_splits
-
     if args.split is not None or (args.data.is_file() and args.data.suffix.lower() == ".json"):
         return args.split
-    names = available_splits(args.data)
+    names = list(found.splits)
     validation = [name for name in names if name.startswith("val")]
     for choice in (names, validation):
         if len(choice) == 1:

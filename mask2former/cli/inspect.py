@@ -81,13 +81,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace):
     """The data set, and the warnings raised by opening it."""
-    from mask2former.data.open_dataset import available_splits
+    from mask2former.data.open_dataset import find_dataset
 
-    if args.split is None and args.data.is_dir() and len(splits := available_splits(args.data)) > 1:
-        print(f"splits: {', '.join(splits)}; without --split this is train\n")
+    data = find_dataset(args.data)
+    if args.split is None and args.data.is_dir() and len(data.splits) > 1:
+        print(f"splits: {', '.join(data.splits)}; without --split this is train\n")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        dataset = open_data(args.data, args.split, args.images, args.reduce_labels, skip_bad=True)
+        dataset = open_data(data, args.split, args.images, args.reduce_labels, skip_bad=True)
     return dataset, [str(warning.message) for warning in caught]
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from mask2former.data.dataset import SegmentationDataset
+    from mask2former.data.open_dataset import FoundDataset
     from mask2former.predictor import Predictor
 
 TASKS = ("panoptic", "instance", "semantic")
@@ -144,27 +145,23 @@ def load_predictor(name_or_folder: str | None, device: torch.device, **options: 
 
 
 def open_data(
-    path: Path,
+    found: FoundDataset,
     split: str | None,
     images: Path | None,
     reduce_labels: bool,
     skip_bad: bool,
     task: str | None = None,
 ) -> SegmentationDataset:
-    """A data set, for `task` if that is given; see `open_dataset` for other arguments and errors.
+    """A split of a data set, for `task` if that is given; see `FoundDataset.open`.
 
     Raises:
         UsageError: an option does not apply to the format, or the annotations are none for `task`.
     """
-    from mask2former.data.open_dataset import as_task, open_dataset
+    from mask2former.data.open_dataset import as_task
 
     try:
-        dataset = open_dataset(
-            path, split, images=images, reduce_labels=reduce_labels, skip_bad=skip_bad
-        )
+        dataset = found.open(split, images=images, reduce_labels=reduce_labels, skip_bad=skip_bad)
         return as_task(dataset, task or dataset.task)
-    except DataError:
-        raise
     except ValueError as error:
         raise UsageError(str(error).rstrip(".")) from error
 

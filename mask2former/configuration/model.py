@@ -67,8 +67,8 @@ class Mask2FormerConfig(Config):
         oversample_ratio: candidates for each of them, at least 1; importance_sample_ratio: the part
             of them that is chosen among the candidates for being unsure, from 0 to 1.
         init_std: standard deviation of the truncated normal that the class head starts from. All
-            other weights start as in the paper's code: learned queries and level embeddings from a
-            standard normal.
+            other weights start as in the paper's code, such as learned queries and level embeddings
+            from a standard normal, and those of Swin and ResNet as in these papers' code.
         init_xavier_std: gain of the Xavier initialisation of the transformer decoder.
         use_auxiliary_loss: whether every prediction has a loss, or only the last one.
         output_auxiliary_logits, output_hidden_states, output_attentions, return_dict: what the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils import data
 from mask2former.configuration.model import Task
 from mask2former.losses.annotations import VOID
 
-__all__ = ["VOID", "Sample", "SegmentationDataset", "Task"]
+__all__ = ["VOID", "Sample", "SegmentationDataset", "Splits", "Task"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Sample:
 
     Attributes:
         name: of the image, relative to its data set; messages and reports call it so.
-        image: uint8 (3, H, W), RGB, upright.
+        image: uint8 (3, H, W), RGB, upright, in any order of memory.
         masks: either bool (T, H, W), one mask for each segment, which may overlap; or a label map,
             int32 (H, W), whose pixels hold the segment they belong to, 0 to T - 1, or `VOID`. A
             segment may have no pixel.
@@ -99,3 +99,8 @@ class SegmentationDataset(data.Dataset[Sample], ABC):
             DataError: a file is missing or damaged, or the annotation is not what it should be;
                 the message names the file, the record and the reason.
         """
+
+
+# What opens each split of a data set that was found on disk, by the name of the split. Called with
+# skip_bad, and with images or reduce_labels where the format has them.
+Splits = dict[str, Callable[..., SegmentationDataset]]

@@ -114,4 +114,4 @@ def read_pixels(path: Path, size: tuple[int, int] | None = None, by: str = "") -
             f"{path} is {image.height}x{image.width} (height x width) but {by} is for "
             f"{size[0]}x{size[1]}; was the image resized, or turned by its EXIF orientation?"
         )
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -31,7 +31,7 @@ def panoptic_map(sample: Sample) -> tuple[Tensor, list[dict[str, Any]]]:
 
 def shrunk(image: Tensor, ids: Tensor, side: int) -> tuple[Image.Image, np.ndarray]:
     """An image, uint8 (3, H, W), and its segment ids, (H, W), at most `side` pixels long."""
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     small = Image.fromarray(ids.to(torch.int32).numpy())
     scale = side / max(picture.size)
     if scale < 1:

@@ -34,7 +34,7 @@ class SceneDataset(SegmentationDataset):
 
     def __getitem__(self, index: int) -> Sample:
         scene = render_scene(self.seeds[index], self.size, self.size)
-        image = torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()
+        image = torch.from_numpy(scene.image).permute(2, 0, 1)
         masks, labels = _segments(scene, self.task)
         crowd = torch.zeros(len(labels), dtype=torch.bool)
         return Sample(self.name(index), image, masks, labels, crowd)

@@ -10,9 +10,8 @@ from torch import Tensor
 
 
 class BatchFeature(dict):
-    """A dict of tensors, or of lists of tensors, whose entries are also attributes.
-
-    `model(**batch)` works, and so does `batch.pixel_values`.
+    """A dict of tensors, or of lists of tensors: `model(**batch)`. Its entries are also attributes:
+    `batch.pixel_values`.
     """
 
     def __getattr__(self, name: str) -> Any:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mask2former.images.resize import Size, next_multiple
+from mask2former.images.resize import Size, next_multiple, size_of
 from mask2former.images.rules import Rules
 
 # The size every mask is first resized to, whatever the image was (transformers#44901).
@@ -219,7 +219,7 @@ def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
             f"hf_compat choose {', '.join(mode.name for mode in RESIZE_MODES)}."
         )
     mode, on_cpu = RESIZE_MODES[resample], image.device.type == "cpu"
-    if tuple(image.shape[-2:]) == size:
+    if size_of(image) == size:
         return image
     if mode == "nearest-exact":
         return F.interpolate(image[None], size=size, mode=mode)[0]
@@ -238,14 +238,14 @@ def _has_fast_bilinear_bytes() -> bool:
     return vectors or platform.machine() in ("aarch64", "arm64")
 
 
-def resized_map(ids: Tensor, size: Size) -> Tensor:
+def resized_map(values: Tensor, size: Size) -> Tensor:
     """An id map (H, W) resized by nearest in float32, which rounds ids above 2**24 and, at a tie
     between two pixels, may take the other one."""
-    return F.interpolate(ids[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
+    return F.interpolate(values[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
 
 
 def masks_and_labels(
-    segmentation_map: Tensor,
+    ids: Tensor,
     instance_id_to_semantic_id: Mapping[int, int] | None,
     ignore_index: int | None,
     do_reduce_labels: bool,
@@ -258,15 +258,15 @@ def masks_and_labels(
             raise ValueError(
                 f"Reducing the labels of map {index} with hf_compat needs an ignore_index."
             )
-        segmentation_map = torch.where(segmentation_map == 0, ignore_index, segmentation_map - 1)
-    ids = segmentation_map.unique()
+        ids = torch.where(ids == 0, ignore_index, ids - 1)
+    kept = ids.unique()
     if ignore_index is not None:
-        ids = ids[ids != ignore_index]
-    masks = (segmentation_map == ids[:, None, None]).float()
+        kept = kept[kept != ignore_index]
+    masks = (ids == kept[:, None, None]).float()
     if instance_id_to_semantic_id is None:
-        return masks, ids
+        return masks, kept
     shift = int(do_reduce_labels)
-    labels = [instance_id_to_semantic_id[i + shift] - shift for i in ids.tolist()]
+    labels = [instance_id_to_semantic_id[i + shift] - shift for i in kept.tolist()]
     return masks, torch.tensor(labels, dtype=torch.int64, device=ids.device)
 
 

@@ -1,12 +1,12 @@
-"""Logits -> semantic, instance and panoptic segmentations, at full resolution in bounded memory.
+"""Logits to semantic, instance and panoptic segmentations, at full resolution in bounded memory.
 
 The procedures are those of the paper's inference code (semantic, instance and panoptic inference of
 the original Mask2Former, with detectron2's sem_seg_postprocess for the sizes): mask logits are
 resized bilinearly to the padded input size, cropped to the image, then resized to the target size,
 and only then turned into masks.
 
-Neither (queries, height, width) nor (classes, height, width) is ever held at full resolution: masks
-are made in bands of rows, or one query at a time.
+No tensor (queries, height, width) or (classes, height, width) of full resolution exists: masks are
+made in bands of rows, or one query at a time. Every threshold is reached by a value equal to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mask2former.images.mask_resizer import MaskResizer
-from mask2former.images.resize import Size
+from mask2former.images.resize import Size, size_of
 from mask2former.images.run_length import mask_to_rle
 
 # Pixels of no segment. Segments have ids from 1, in the order of "segments_info".
@@ -30,7 +30,7 @@ class SegmentationDict(dict):
 
     @property
     def shape(self) -> torch.Size:
-        """That of the map, which the documentation's instance example asks for."""
+        """The map's, because the documentation's instance example asks for it."""
         return self["segmentation"].shape
 
 
@@ -140,7 +140,7 @@ def _panoptic_segments(
     overlap_mask_area_threshold: float,
     label_ids_to_fuse: set[int],
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """The segments, and for every query the id of its segment (void for a dropped query)."""
+    """The segments, and for every query the id of its segment (VOID for a dropped query)."""
     segments: list[dict[str, Any]] = []
     fused: dict[int, dict[str, Any]] = {}
     id_of_query = [VOID] * len(scores)
@@ -268,7 +268,7 @@ def _scored_instances(
     encode: bool,
 ) -> tuple[list[tuple[float, int, int]], dict[int, dict[str, Any]]]:
     """(score, label, query) of candidates with a mask and a score >= `threshold`, best first; and
-    the run lengths of the candidates' masks by query, if they are to be encoded on the way."""
+    with `encode` the run lengths of the candidates' masks by query."""
     queries = sorted({query for _, _, query in candidates})
     if not queries:
         return [], {}
@@ -291,9 +291,9 @@ def _scored_instances(
 def _paint(
     segmentation: Tensor, masks: Iterator[Tensor], overlap_mask_area_threshold: float
 ) -> list[int]:
-    """Gives each mask, in the order given, the pixels still void, unless too few of its own are.
+    """Gives each mask in turn those of its pixels that are still void, unless they are too few.
 
-    Writes ids from 1 into `segmentation` and returns which masks got one.
+    Writes ids from 1 into `segmentation` and returns the indices of the masks that have one.
     """
     painted: list[int] = []
     for i, mask in enumerate(masks):
@@ -320,10 +320,10 @@ def _images(
     for i in range(len(mask_logits)):
         image_size = None if image_sizes is None else tuple(int(n) for n in image_sizes[i])
         target_size = None if target_sizes is None else tuple(int(n) for n in target_sizes[i])
-        resizer = MaskResizer(tuple(mask_logits.shape[-2:]), image_size, target_size)
+        resizer = MaskResizer(size_of(mask_logits), image_size, target_size)
         yield class_logits[i], mask_logits[i], resizer
 
 
 def _float(logits: Tensor) -> Tensor:
-    """Probabilities are made in float32 at least, whatever the model ran in."""
+    """Logits in float32 at least, whatever dtype the model ran in, for probabilities."""
     return logits if logits.dtype == torch.float64 else logits.float()

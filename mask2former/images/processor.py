@@ -25,6 +25,7 @@ from mask2former.images.resize import (
     padded,
     resized_by_pillow,
     resized_nearest,
+    size_of,
     size_text,
 )
 from mask2former.images.rules import Rules
@@ -92,7 +93,7 @@ class Mask2FormerImageProcessor:
     """
 
     do_resize: bool = True
-    size: Mapping[str, int] | Sequence[int] | int | None = None
+    size: Any = None  # in any form; a dict afterwards
     size_divisor: int = 32
     resample: Any = Image.Resampling.BILINEAR
     do_rescale: bool = True
@@ -207,7 +208,7 @@ class Mask2FormerImageProcessor:
         if processor.do_rescale:
             warn_of_small_values(tensors)
         if processor.do_resize:
-            sizes = [processor.resized_size(tuple(image.shape[-2:])) for image in tensors]
+            sizes = [processor.resized_size(size_of(image)) for image in tensors]
             tensors = [processor._resized_image(*pair) for pair in zip(tensors, sizes, strict=True)]
             if maps is not None:
                 maps = [processor._resized_map(*pair) for pair in zip(maps, sizes, strict=True)]
@@ -312,7 +313,7 @@ class Mask2FormerImageProcessor:
         id_maps: IdMap | Sequence[IdMap] | None,
     ) -> BatchFeature:
         """Padded images and what belongs to them; see `preprocess`."""
-        sizes = self._padded_sizes([tuple(image.shape[-2:]) for image in images])
+        sizes = self._padded_sizes([size_of(image) for image in images])
         ones = (torch.ones_like(image[0], dtype=torch.int64) for image in images)
         batch = BatchFeature(
             pixel_values=[padded(image, size) for image, size in zip(images, sizes, strict=True)],

@@ -13,9 +13,14 @@ from torch import Tensor
 Size = tuple[int, int]
 
 
+def size_of(values: Tensor) -> Size:
+    """(height, width) of (..., H, W)."""
+    return values.shape[-2], values.shape[-1]
+
+
 def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
     """(3, H, W) resized with antialiasing as Pillow does, within 1/255; dtype kept on the CPU."""
-    if tuple(image.shape[-2:]) == size:
+    if size_of(image) == size:
         return image
     if resample == Image.Resampling.NEAREST:
         return resized_nearest(image, size)
@@ -65,7 +70,7 @@ def nearest_index(source: int, target: int) -> np.ndarray:
 
 def padded(values: Tensor, size: Size, fill: int = 0) -> Tensor:
     """(..., H, W) grown at the bottom and right to `size`."""
-    height, width = values.shape[-2:]
+    height, width = size_of(values)
     return F.pad(values, (0, size[1] - width, 0, size[0] - height), value=fill)
 
 

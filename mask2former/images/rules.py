@@ -67,7 +67,7 @@ class Rules:
         return_coco_annotation: bool,
         return_binary_maps: bool,
         thing_label_ids: Collection[int] | None,
-    ) -> list[post_processing.Segmentation]:
+    ) -> list[post_processing.SegmentationDict]:
         """As documented: ids count from 0, and void is -1."""
         results = post_processing.instance_segmentation(
             outputs,

@@ -22,15 +22,16 @@ def mask_to_rle(mask: Tensor) -> dict[str, Any]:
 
 
 def _changes(pixels: Tensor) -> np.ndarray:
-    """The places of pixels, int64, that differ from the one before them."""
+    """The index, int64, of every pixel that differs from the one before it."""
     differs = pixels[1:] != pixels[:-1]
-    if differs.device.type == "cpu":  # where numpy is ten times faster
+    if differs.device.type == "cpu":  # numpy is ten times faster than torch
         return np.flatnonzero(differs.numpy()) + 1
     return differs.nonzero().flatten().cpu().numpy() + 1
 
 
 def _compressed(counts: np.ndarray) -> str:
-    """Each count less the one two before it, in groups of 5 bits, low first, a sixth for "more"."""
+    """Each count minus the count two before it, in groups of 5 bits, the lowest first. A sixth bit
+    says that another group follows."""
     values = counts.copy()
     values[3:] -= counts[1:-2]
     columns, written = [], []

@@ -1,4 +1,4 @@
-"""Maps of ids -> binary masks and their labels."""
+"""Maps of ids to binary masks and their labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IdMap = Mapping[int, int]
 
 
 def map_tensors(segmentation_maps: Any, images: list[Tensor]) -> list[Tensor] | None:
-    """The maps (H, W) beside their images, each of its image's size and on its device."""
+    """The maps (H, W), checked to have their images' sizes, on their images' devices."""
     if segmentation_maps is None:
         return None
     maps = image_list(segmentation_maps, 2)
@@ -68,7 +68,7 @@ def map_tensor(ids: Any, index: int) -> Tensor:
 
 
 def id_array(image: Image.Image, name: str) -> np.ndarray:
-    """The numbers that are an image's pixels, (height, width) of an integer or bool dtype.
+    """An image of numbers as (height, width) of an integer or bool dtype.
 
     Args:
         image: of one channel; of a palette image, the numbers are the indices.
@@ -112,9 +112,9 @@ def masks_and_labels(
 ) -> tuple[Tensor, Tensor]:
     """bool masks (labels, H, W) and int64 labels (labels,) of an id map (H, W), in order of ids.
 
-    Label `ignore_index` belongs to nothing, nor does label 0 if labels are reduced. So does an
-    instance id that the mapping leaves out and that is one of these; but an id that the mapping
-    gives a label is never dropped, whatever number it has.
+    Label `ignore_index` is dropped, and so is label 0 if labels are reduced. With a mapping, this
+    holds for the labels of instances, and for ids that the mapping lacks. An id that the mapping
+    gives another label is never dropped, whatever number it has.
 
     Raises:
         ValueError: an instance id has no semantic id; `index` says in which map.

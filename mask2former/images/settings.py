@@ -1,4 +1,4 @@
-"""The settings of the image processor: forms, checks, and the names that old files have them by."""
+"""The settings of the image processor: their forms, checks, and old names."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def resampling(resample: Any) -> int:
     torchvision InterpolationMode, whose values are names."""
     name = getattr(resample, "value", resample)
     if name == "nearest-exact":
-        name = "nearest"  # that is what Pillow's is
+        name = "nearest"  # Pillow's NEAREST picks the same pixels
     if isinstance(name, str) and name.upper() in Image.Resampling.__members__:
         return int(Image.Resampling[name.upper()])
     if not isinstance(name, int) or name not in list(Image.Resampling):

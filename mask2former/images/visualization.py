@@ -19,11 +19,11 @@ Picture = Image.Image | np.ndarray
 Map = np.ndarray | torch.Tensor
 Colour = tuple[int, int, int]
 
-# Overlays with a shorter side below the first are enlarged, so that tags are legible, as long as
-# the longer side stays below the second.
+# Overlays with a shorter side below MIN_SIDE are enlarged, so that tags are legible, as long as the
+# longer side stays below MAX_ENLARGED_SIDE.
 MIN_SIDE, MAX_ENLARGED_SIDE = 512, 2048
 
-# The seven colours of Okabe and Ito (2008), which stay apart for colour-blind readers.
+# The seven colours of Okabe and Ito (2008). Colour-blind readers can tell them from each other.
 _PALETTE: tuple[Colour, ...] = (
     (230, 159, 0),
     (204, 121, 167),
@@ -61,8 +61,8 @@ class _Box:
 def label_colour(label_id: int, instance: int = 0) -> Colour:
     """The colour of the `instance`-th segment of a label: the same hue, more or less light.
 
-    The first seven labels have the palette of Okabe and Ito; later ones have hues a golden section
-    of the colour circle apart, so that neighbouring labels differ most.
+    The first seven labels have the palette of Okabe and Ito. Hues of later ones differ by the
+    golden section of the colour circle, so that neighbouring labels differ most.
     """
     if label_id < len(_PALETTE):
         red, green, blue = (channel / 255 for channel in _PALETTE[label_id])
@@ -84,15 +84,15 @@ def draw_segments(
     id2label: Mapping[int, str] | None = None,
     opacity: float = 0.5,
 ) -> Image.Image:
-    """Lay coloured segments with contours and tags over a picture.
+    """A picture with its segments in colour, with contours and tags.
 
     Args:
         image: a PIL image, or an array (height, width, 3) of uint8 RGB.
         segmentation: (height, width) integers, array or tensor: segment ids; ids that
             `segments_info` does not list (0 for void, say) stay uncoloured.
         segments_info: one {"id", "label_id"} per segment; a "score" in [0, 1] is shown in the tag.
-        id2label: names of the labels. Where it has none, the tag shows the segment's own "label",
-            or else its "label_id".
+        id2label: names of the labels. For a label without a name the tag shows the segment's own
+            "label", or else its "label_id".
         opacity: of the colours, from 0 to 1; contours and tags are always opaque.
 
     Returns:
@@ -100,7 +100,7 @@ def draw_segments(
         `MIN_SIDE` pixels. The colours depend on the label ids and the order of segment ids only.
 
     Raises:
-        ValueError: if the image is not what it should be or the map is not of its size.
+        ValueError: the image is no RGB picture, or the map has another size.
     """
     picture = _as_picture(image)
     ids = _as_array(segmentation)
@@ -141,10 +141,10 @@ def _as_array(segmentation: Map) -> np.ndarray:
 
 
 def _segment_index(ids: np.ndarray, segments: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """The place of every pixel's segment in `segments` from 1, or 0 without one; int32."""
+    """For every pixel the index of its segment in `segments`, from 1, or 0 for none; int32."""
     values, inverse = np.unique(ids, return_inverse=True)
-    places = {segment["id"]: place for place, segment in enumerate(segments, start=1)}
-    lookup = np.array([places.get(int(value), 0) for value in values], np.int32)
+    indices = {segment["id"]: i for i, segment in enumerate(segments, start=1)}
+    lookup = np.array([indices.get(int(value), 0) for value in values], np.int32)
     return lookup[inverse].reshape(ids.shape)
 
 
@@ -159,13 +159,13 @@ def _segment_colours(segments: Sequence[Mapping[str, Any]]) -> list[Colour]:
 
 
 def _enlarge(index: np.ndarray, segments: int, size: tuple[int, int]) -> np.ndarray:
-    """Enlarge an index map without stairs: every mask is interpolated and the largest wins."""
+    """An index map enlarged with smooth edges: every mask is interpolated and the largest wins."""
     best = np.zeros((size[1], size[0]), np.uint8)
     enlarged = np.zeros(best.shape, np.int32)
-    for place in range(segments + 1):
-        mask = Image.fromarray(np.where(index == place, 255, 0).astype(np.uint8))
+    for segment in range(segments + 1):
+        mask = Image.fromarray(np.where(index == segment, 255, 0).astype(np.uint8))
         weight = np.asarray(mask.resize(size, Image.Resampling.BICUBIC))
-        enlarged[weight > best] = place
+        enlarged[weight > best] = segment
         np.maximum(best, weight, out=best)
     return enlarged
 
@@ -179,7 +179,7 @@ def _tint(
     width = max(1, round(min(index.shape) / 300))
     neighbours = 2 * width + 1
     border = ndimage.maximum_filter(index, neighbours) != ndimage.minimum_filter(index, neighbours)
-    # A dark hairline where two segments meet keeps similar colours apart.
+    # A dark hairline between two segments separates similar colours.
     hairline = ndimage.maximum_filter(index, width + 1) != index
     strength = np.where(border, np.float32(1), np.float32(opacity))
     strength[index == 0] = 0
@@ -195,7 +195,7 @@ def _draw_tags(
     colours: Sequence[Colour],
     id2label: Mapping[int, str],
 ) -> None:
-    """Write name and score of every segment; small segments choose their places first."""
+    """Writes name and score of every segment. Small segments choose their positions first."""
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(11, round(min(picture.size) / 36)))
     ascent, descent = font.getmetrics()
@@ -203,27 +203,27 @@ def _draw_tags(
     boxes = ndimage.find_objects(index, max_label=len(segments))
     areas = np.bincount(index.ravel(), minlength=len(segments) + 1)[1:]
     taken: list[_Box] = []
-    for place in sorted(range(len(segments)), key=lambda place: areas[place]):
-        if boxes[place] is None:  # listed, but without a pixel
+    for i in sorted(range(len(segments)), key=lambda i: areas[i]):
+        if boxes[i] is None:  # listed, but without a pixel
             continue
-        text = _tag_text(segments[place], id2label)
+        text = _tag_text(segments[i], id2label)
         while len(text) > 3 and font.getlength(text) + 2 * padding > picture.width:
             text = text[:-4] + "..."
         size = math.ceil(font.getlength(text)) + 2 * padding, ascent + descent + padding
         if size[0] > picture.width or size[1] > picture.height:
             continue
-        mask = index[boxes[place]] == place + 1
-        candidates = _tag_places(mask, boxes[place], size, picture.size)
+        mask = index[boxes[i]] == i + 1
+        candidates = _tag_boxes(mask, boxes[i], size, picture.size)
         free = (box for box in candidates if not any(box.overlaps(other) for other in taken))
         box = next(free, candidates[0])
         taken.append(box)
         draw.rounded_rectangle(
-            (box.left, box.top, box.right - 1, box.bottom - 1), padding, fill=colours[place]
+            (box.left, box.top, box.right - 1, box.bottom - 1), padding, fill=colours[i]
         )
         draw.text(
             (box.left + padding, box.top + padding // 2),
             text,
-            fill=_text_colour(colours[place]),
+            fill=_text_colour(colours[i]),
             font=font,
         )
 
@@ -234,17 +234,17 @@ def _tag_text(segment: Mapping[str, Any], id2label: Mapping[int, str]) -> str:
     return name if score is None else f"{name} {score:.2f}"
 
 
-def _tag_places(
+def _tag_boxes(
     mask: np.ndarray,
     window: tuple[slice, slice],
     size: tuple[int, int],
     picture_size: tuple[int, int],
 ) -> list[_Box]:
-    """Places for a tag, the best first: amid the segment if it fits there, else beside it."""
+    """Boxes for a tag, the best first: in the segment if it fits there, else beside it."""
     width, height = size
     own = _Box(window[1].start, window[0].start, window[1].stop, window[0].stop)
-    # The points farthest from the outline, in a metric that measures in widths and heights of the
-    # tag, and of those the middle one; a coarse grid will do.
+    # The point in the middle of those farthest from the outline. Distances are measured in widths
+    # and heights of the tag, and a coarse grid is enough.
     step = max(1, min(mask.shape) // 128)
     coarse = np.pad(mask[::step, ::step], 1)
     room = ndimage.distance_transform_edt(coarse, sampling=(step / height, step / width))
@@ -278,13 +278,13 @@ def _text_colour(background: Colour) -> str:
 
 
 def side_by_side(panels: Sequence[tuple[str, Picture]]) -> Image.Image:
-    """Pictures in a row on white, each under its title; lower ones are enlarged to the highest.
+    """Pictures in a row on white, each under its title, all enlarged to the height of the highest.
 
     Args:
         panels: (title, picture) pairs; pictures are PIL images or uint8 arrays (height, width, 3).
 
     Raises:
-        ValueError: if there is no panel, or a picture is not what it should be.
+        ValueError: there is no panel, or a picture is no RGB picture.
     """
     if not panels:
         raise ValueError("There is no panel to show: give at least one (title, picture) pair.")
@@ -326,7 +326,7 @@ def id_map_to_rgb(id_map: Map) -> np.ndarray:
         (height, width, 3) uint8.
 
     Raises:
-        ValueError: if an id is out of range.
+        ValueError: an id is out of range.
     """
     ids = _as_array(id_map)
     if ids.size and not (ids.min() >= 0 and ids.max() < 2**24):
@@ -345,14 +345,14 @@ def rgb_to_id_map(rgb: Picture) -> np.ndarray:
 
 
 def save_png(image: Picture, path: str | os.PathLike[str]) -> None:
-    """Write a picture as PNG, whole or not at all: under a temporary name, then renamed.
+    """Writes a picture as PNG, under a temporary name first, so that no file is incomplete.
 
     Args:
         image: a PIL image, or an array (height, width, 3) of uint8 RGB.
         path: the file to write or replace; its folder must exist.
 
     Raises:
-        OSError: if the file cannot be written; a file already there is then left as it was.
+        OSError: the file cannot be written. An existing file is then unchanged.
     """
     with replacing(Path(path)) as temporary:
         _as_picture(image).save(temporary, format="PNG")

@@ -14,8 +14,14 @@ from mask2former.io.errors import DataError
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; DataError if it is not one."""
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(content: bytes, path: Path) -> dict[str, Any]:
+    """The object in the content of the JSON file `path`; DataError if it is not one."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))  # some tools write a mark
+        # Some tools begin a file with a byte order mark.
+        values = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not valid JSON ({error}); download or write it again."

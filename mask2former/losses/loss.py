@@ -1,5 +1,5 @@
-"""The training loss (Cheng et al. 2022, section 3.3): after matching, cross-entropy on classes, and
-on masks cross-entropy and dice at the points where PointRend would refine them."""
+"""The training loss (Cheng et al. 2022, section 3.3): cross-entropy of the classes, and of the
+masks cross-entropy and dice, at points drawn for each matched pair as in PointRend."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ def mask_losses(
     total = mask_features.new_zeros(2, len(mask_embeddings))
     images = zip(mask_embeddings.unbind(1), mask_features, annotations, matches, strict=True)
     for embeddings, features, annotation, (queries, targets) in images:
-        matched = embeddings.take_along_dim(queries[..., None], 1)
-        logits = torch.einsum("lmc,chw->lmhw", matched, features)
-        of_predictions = [
-            pair_losses(masks, annotation.chosen(chosen), config)
-            for masks, chosen in zip(logits, targets, strict=True)
+        embeddings = embeddings.take_along_dim(queries[..., None], 1)
+        logits = torch.einsum("lmc,chw->lmhw", embeddings, features)
+        losses = [
+            pair_losses(masks, annotation.chosen(matched), config)
+            for masks, matched in zip(logits, targets, strict=True)
         ]
-        total = total + torch.stack(of_predictions, 1)
+        total = total + torch.stack(losses, 1)
     return total
 
 
@@ -165,13 +165,13 @@ def _certain_where_ignored(logits: Tensor, annotation: Annotation) -> Tensor:
 def average_counts(
     class_labels: list[Tensor], queries: int, no_object_weight: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """What mask losses and class loss are divided by: the number of annotated masks, and the sum of
-    the queries' class weights, in `dtype`.
+    """The divisors of the mask losses and of the class loss: the number of annotated masks, and the
+    sum of the queries' class weights, in `dtype`.
 
-    Both are the mean over all ranks of torch.distributed. So the gradients that data parallelism
+    Both are means over all ranks of torch.distributed. So the gradients that data parallelism
     averages over ranks are exactly those of one process with the whole batch. Micro-batches of
-    gradient accumulation know nothing of each other: each is divided by its own counts, and their
-    mean is the whole batch's gradient only if all have as many masks.
+    gradient accumulation are divided by their own counts. Their mean is the whole batch's gradient
+    only if all have as many masks.
     """
     counts = [len(labels) for labels in class_labels]
     matched = sum(min(count, queries) for count in counts)
@@ -181,6 +181,6 @@ def average_counts(
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(totals)
         ranks = torch.distributed.get_world_size()
-    # Where there is no mask, or no weight, there is no loss to be divided either.
+    # Without masks, or without weight, the loss is zero, whatever divides it.
     masks, weight = totals / ranks
     return masks.clamp(min=1 / ranks), weight.clamp(min=torch.finfo(dtype).tiny)

@@ -31,8 +31,8 @@ def match(
     """Match each prediction's queries to the annotated masks of each image.
 
     Masks are compared at `config.train_num_points` random points, which all queries, masks and
-    predictions of an image share. The full masks are never built: the mask logits at a point are
-    products of the embeddings with the mask features there, and those of one prediction of one
+    predictions of an image share. The full masks are never built: mask logits at a point are
+    products of the embeddings with the mask features there, and only those of one prediction of one
     image exist at a time. All costs reach the host in one transfer.
 
     Args:
@@ -50,14 +50,10 @@ def match(
             1, config.train_num_points, 2, dtype=mask_features.dtype, device=mask_features.device
         )
         features = point_sample(mask_features[i : i + 1], points)[0]
-        targets, weights = annotation.sample(points), annotation.weights(points)
-        of_image = [
-            matching_cost(
-                scores, embeddings @ features, annotation.labels, targets, weights, config
-            )
-            for scores, embeddings in zip(class_logits[:, i], mask_embeddings[:, i], strict=True)
-        ]
-        costs.append(torch.stack(of_image))
+        masks = annotation.labels, annotation.sample(points), annotation.weights(points)
+        predictions = zip(class_logits[:, i], mask_embeddings[:, i], strict=True)
+        cost = [matching_cost(scores, e @ features, *masks, config) for scores, e in predictions]
+        costs.append(torch.stack(cost))
     counts = [len(annotation.labels) for annotation in annotations]
     images = torch.cat(costs, -1).cpu().split(counts, -1)
     return [assign(cost).to(mask_features.device).unbind() for cost in images]

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: folders that are there whole or not at all."""
+"""Checkpoints of a run: folders that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ _UNFINISHED = re.compile(r"\..+\.tmp")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on.
+    """All that a run needs to continue.
 
-    Random numbers need no place here: they are a function of the recipe's seed and the step.
+    Random numbers are not in it, because they are a function of the recipe's seed and the step.
 
     Attributes:
-        step: updates that are done; the next batch is this number times the batches of an update.
+        step: updates done; the next batch is this number times the batches of an update.
         weights: parameters and buffers by name.
-        average: the averaged ones, or None.
-        optimizer: plain containers and tensors: the states of optimiser, schedule and loss scaler.
-        progress: JSON values: how often the weights were averaged.
+        average: their moving averages, or None.
+        optimizer: the states of optimiser, schedule and loss scaler, as plain containers and
+            tensors.
+        progress: how often the weights were averaged, as JSON values.
     """
 
     step: int
@@ -51,10 +52,11 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write `folder`/step-NNNNNN whole or not at all, then remove all but the newest `keep`.
 
-    Files are on the disk before the folder gets its name, so that a power failure leaves no half.
+    Files are on the disk before the folder gets its name, so that a power failure leaves no
+    incomplete checkpoint.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written to; older ones stay.
+        OSError: the disk is full or the folder cannot be written to; older checkpoints stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{checkpoint.step:06d}"
@@ -73,7 +75,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         for name, data in files.items():
             _write(temporary / name, data)
         _sync_folder(temporary)
-        _remove(path)  # one that was damaged
+        _remove(path)  # if a damaged one is there
         os.replace(temporary, path)
         _sync_folder(folder)
     finally:
@@ -84,10 +86,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def load_newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`, or None where there is none at all.
+    """The newest undamaged checkpoint in `folder`, or None where there is no checkpoint.
 
     Args:
-        report: told in a sentence of every damaged one that is passed over.
+        report: called with a sentence for every damaged checkpoint that is skipped.
 
     Raises:
         DataError: there are checkpoints, but all are damaged.
@@ -100,10 +102,10 @@ def load_newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | Non
             damaged.append(error)
             continue
         for error in damaged:
-            report(f"{error} The run goes on from {path.name}.")
+            report(f"{error} The run continues from {path.name}.")
         return checkpoint
     if damaged:
-        raise DataError(f"{damaged[-1]} There is none before it; begin the run anew.")
+        raise DataError(f"{damaged[-1]} There is no older one; begin another run.")
     return None
 
 
@@ -111,7 +113,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        DataError: a file is missing, or is not as it was written.
+        DataError: a file is missing or not as it was written.
     """
     try:
         contents = read_json(path / CONTENTS)
@@ -131,12 +133,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is any, whole or damaged."""
+    """Whether the folder has a checkpoint, damaged or not."""
     return bool(_checkpoints(folder))
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote has left in `folder`."""
+    """Remove unfinished files of a killed process from `folder`."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if _UNFINISHED.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -154,7 +156,7 @@ def _hidden(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder; if this is cut short, what is left does not look like a checkpoint."""
+    """Remove a folder. If this is interrupted, the rest does not look like a checkpoint."""
     if path.exists():
         hidden = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
         os.replace(path, hidden)
@@ -162,7 +164,7 @@ def _remove(path: Path) -> None:
 
 
 def _pickled(values: dict[str, Any]) -> bytes:
-    # In memory, because torch reports a full disk as an error of its own that says nothing.
+    # In memory, because torch hides the reason when the disk is full.
     buffer = io.BytesIO()
     torch.save(values, buffer)
     return buffer.getvalue()
@@ -189,7 +191,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Have the names in a folder on the disk, where the system can be asked for it."""
+    """Write the names in a folder to the disk, on systems that offer it."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         try:

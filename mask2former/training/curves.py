@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from mask2former.io.files import replacing
-from mask2former.training.watcher import headlines, parts_of
+from mask2former.training.callback import headlines, parts_of
 
 INK, FAINT, GRID = "#1f2328", "#6e7781", "#eaeef2"
-# Okabe and Ito (2008), which stay apart for colour-blind readers.
+# Okabe and Ito (2008), which colour-blind readers can tell apart.
 COLOURS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
-STYLES = "-", "--", ":"  # of the metrics after the first six, and after the first twelve
-SMOOTHED = 1 / 25  # of a run, over which the strong lines are means
+STYLES = "-", "--", ":"  # for metrics 1 to 6, 7 to 12, 13 to 18
+SMOOTHED = 1 / 25  # fraction of a run that the opaque lines are means over
 
 
 def draw_curves(records: Iterable[Mapping[str, Any]], path: Path) -> None:
@@ -51,7 +51,10 @@ def draw_curves(records: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 
 def _draw_loss(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    """The loss and its parts: faint as measured, strong their moving mean, last in the legend."""
+    """The loss and its parts, faint as measured and opaque as moving means.
+
+    The legend has the last means.
+    """
     x = [record["step"] for record in records]
     curves = {"total": [record["loss"] for record in records]}
     parts = [parts_of(record) for record in records]
@@ -76,7 +79,7 @@ def _draw_lr(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_metrics(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each metric that tells most, with its last value in the legend."""
+    """A line for each of the `headlines`, with its last value in the legend."""
     names = headlines(dict.fromkeys(name for record in records for name in record["metrics"]))
     looks = zip(cycle(COLOURS), (style for style in STYLES for _ in COLOURS), strict=False)
     for name, (colour, style) in zip(names, looks, strict=False):
@@ -94,7 +97,7 @@ PANELS = {"loss": _draw_loss, "lr": _draw_lr, "metrics": _draw_metrics}
 def _plot(
     axes: Axes, x: Sequence[float], y: Sequence[float], label: str | None, colour: str, **style: Any
 ) -> None:
-    """A line, or a point where there is but one."""
+    """A line, or a point if there is only one."""
     style = {"linewidth": 1.6, **style}
     if len(x) == 1:
         style["marker"] = "o"
@@ -106,7 +109,7 @@ def _title(axes: Axes, text: str) -> None:
 
 
 def _dress(axes: Axes) -> None:
-    """What all panels share."""
+    """The style of all panels."""
     axes.set_xlim(left=0)
     axes.set_xlabel("step", fontsize=8, color=FAINT)
     axes.grid(color=GRID, linewidth=0.8)
@@ -121,7 +124,7 @@ def _dress(axes: Axes) -> None:
 
 
 def moving_mean(values: np.ndarray) -> np.ndarray:
-    """The mean around each value, over fewer at the ends so that it stays centred; skips nan."""
+    """Centred moving means, over fewer values near the ends; nan is skipped."""
     reach = round(len(values) * SMOOTHED / 2)
     means = np.full(len(values), np.nan)
     for i in range(len(values)):

@@ -1,4 +1,4 @@
-"""The devices of a run: what Accelerate finds, and what its processes must agree about."""
+"""The devices of a run, and what its processes must agree about."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
-# What a run can fail from with a sentence for the user.
+# Errors with a sentence for the user.
 FAILURES = (DataError, RecipeError, FloatingPointError)
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Accelerate's view of the devices, with the recipe's precision.
+    """An Accelerator for the devices there are, with the recipe's precision.
 
     Raises:
         DataError: accelerate is not installed.
@@ -35,9 +35,9 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     from accelerate.state import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # The others wait while the first one evaluates.
+    # The others wait while the first process writes, draws and reads checkpoints.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    # Left to itself, Accelerate looks for other processes only where there are GPUs.
+    # By default Accelerate looks for other processes only where there are GPUs.
     cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     state = PartialState(cpu=cpu, **patience.to_kwargs())
     _check_devices(recipe, state.device, state.num_processes)
@@ -46,7 +46,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     return Accelerator(
         cpu=cpu,
         mixed_precision=precision,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         kwargs_handlers=[patience],
     )
 
@@ -56,8 +56,8 @@ def _check_devices(recipe: Recipe, device: torch.device, processes: int) -> None
         raise RecipeError("precision is 'fp16', which a CPU cannot train in; use 'bf16' or 'no'.")
     if recipe.images_per_pass % processes:
         raise RecipeError(
-            f"batch_size / gradient_accumulation is {recipe.images_per_pass}, which cannot be "
-            f"divided among {processes} processes; change either."
+            f"global_batch_size / gradient_accumulation_steps is {recipe.images_per_pass}, which "
+            f"cannot be divided among {processes} processes; change either."
         )
     if recipe.sync_batch_norm and processes > 1 and device.type == "cpu":
         raise RecipeError(
@@ -73,25 +73,25 @@ def _precision(recipe: Recipe, device: torch.device) -> str:
 
 
 def _check_unchanged(precision: str) -> None:
-    """Accelerate has one precision in a process, which it takes from the first accelerator."""
+    """Accelerate has one precision per process, that of the first Accelerator."""
     from accelerate.state import AcceleratorState, is_initialized
 
     before = AcceleratorState().mixed_precision if is_initialized() else precision
     if before != precision:
         raise RecipeError(
-            f"precision is {precision!r}, but Accelerate is at {before!r} in this process already, "
+            f"precision is {precision!r}, but Accelerate has {before!r} in this process already "
             "and keeps it; train in a new process."
         )
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """The model with batch norms that see the images of all devices; frozen ones see none."""
+    """The model with batch norms that see the images of all devices. Frozen ones stay."""
     for name, child in model.named_children():
         if isinstance(child, FrozenBatchNorm2d):
             continue
         if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             child = nn.SyncBatchNorm.convert_sync_batchnorm(child)
-        elif isinstance(child, nn.BatchNorm2d):  # timm's, which have an activation, too
+        elif isinstance(child, nn.BatchNorm2d):  # timm's, which includes an activation
             from timm.layers import convert_sync_batchnorm
 
             child = convert_sync_batchnorm(child)
@@ -102,7 +102,7 @@ def synchronised(model: nn.Module) -> nn.Module:
 
 
 def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
-    """Each flag, True if it is so in any process."""
+    """Each flag, True if it is True in any process."""
     if accelerator.num_processes == 1:
         return list(flags)  # without waiting for a GPU
     counts = torch.tensor(flags, dtype=torch.float32, device=accelerator.device)
@@ -110,10 +110,10 @@ def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
 
 
 def together(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """What `work` returns, once it is done in every process; it may fail in any.
+    """Do some work in every process, wait until all are done, and return its result.
 
-    If it fails in some, with a sentence for the user, all raise the first of the errors: a process
-    that raised one by itself would leave the others waiting for it.
+    If it raises one of `FAILURES` in any process, all processes raise the first such error. A
+    process that raised it alone would leave the others waiting.
     """
     result, error = None, None
     try:

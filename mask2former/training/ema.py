@@ -13,13 +13,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class AveragedWeights:
     """Exponential moving average of a model's parameters and buffers.
 
-    The first updates count more, so that the random start is forgotten: the decay of update n is
+    The first updates count more, so that the start is forgotten: the decay of update n is
     min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage. Integer buffers are
-    copied. The tensors lie where the model's do, also where it is split over devices, so
-    `torch.optim.swa_utils.AveragedModel`, which copies the module, would not do.
+    copied. The averages are sharded like the model, which `torch.optim.swa_utils.AveragedModel`, a
+    copy of the module, does not allow.
 
     Attributes:
-        updates: how many there were.
+        updates: updates done.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -28,7 +28,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights that the model has now."""
+        """Add the weights that the model has now."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         pairs = list(zip(self.tensors, _tensors(self.model), strict=True))
@@ -41,7 +41,7 @@ class AveragedWeights:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within it the model has the averaged weights, and this object the model's own."""
+        """Swap the averaged weights and the model's own for the time of the block."""
         self._swap()
         try:
             yield

@@ -1,4 +1,4 @@
-"""What was measured during a run, in a file that outlives interruptions, and its curves."""
+"""Losses and metrics of a run, in a file that survives interruptions, and their curves."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from typing import Any
 
 from mask2former.io.errors import DataError
 from mask2former.io.files import write_text
-from mask2former.training.watcher import StepAverages, Watcher
+from mask2former.training.callback import Callback, StepAverages
 
 HISTORY_FILE = "history.jsonl"
 CURVES_FILE = "curves.png"
 
 
-class History(Watcher):
+class History(Callback):
     """Writes `out`/history.jsonl, and draws it as `out`/curves.png at evaluations and at the end.
 
-    The file has a JSON object on every line: the means of some steps, as `StepAverages` gives them,
-    with "step", the last of them; or {"step", "metrics"} of an evaluation. What is not finite is
-    null. When a run is resumed, what came after the step that it is resumed from is dropped.
+    The file has JSON objects, one per line: the means of some steps, as `StepAverages` gives them,
+    with "step", the last of these steps; or {"step", "metrics"} of an evaluation. Numbers that are
+    not finite are null. When a run is resumed, lines of later steps than the checkpoint's are
+    dropped.
 
     Args:
         out: the run's folder, which exists.
-        every: steps that a line is the mean of.
-        report: what to do with a sentence for the user.
+        every: steps that a line has the means of.
+        report: called with each sentence for the user.
 
     Raises:
         DataError: in every method, if the folder cannot be written to or the file is damaged.
@@ -61,7 +62,7 @@ class History(Watcher):
             self._draw()
 
     def _open(self, step: int) -> None:
-        """Drop what came after a step, once."""
+        """Drop lines of later steps, once."""
         if self.opened:
             return
         kept = [record for record in read_history(self.path) if record["step"] <= step]
@@ -104,7 +105,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """All lines of a history; none if there is no file. A last line that was cut off is left out.
+    """All lines of a history, none if there is no file. An incomplete last line is left out.
 
     Raises:
         DataError: another line is damaged, or the file cannot be read.
@@ -116,7 +117,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the folder.") from error
     records = []
-    for number, line in enumerate(lines[:-1], start=1):  # the last one is empty or cut off
+    for number, line in enumerate(lines[:-1], start=1):  # the last one is empty or incomplete
         try:
             record = json.loads(line)
             record["step"] + 0

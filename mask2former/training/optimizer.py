@@ -1,4 +1,4 @@
-"""The optimiser's groups of parameters, and how the learning rate goes up and down."""
+"""The optimiser's groups of parameters, and the schedule of the learning rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from mask2former.training.recipe import Recipe, RecipeError
 
-# Those of the paper's code, and what stands in their place in a backbone.
+# The norms that the paper's code names, and others that backbones may have.
 NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -23,25 +23,25 @@ NORMS = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
-# Tables of positions: Swin's biases and absolute embedding, under our names and the usual ones.
+# Position biases and absolute position embeddings of Swin, under our names and the usual ones.
 POSITIONS = (
     *("position_bias", "position", "relative_position_bias_table", "absolute_pos_embed"),
     *("pos_embed", "position_embeddings"),
 )
 POWER = 0.9  # of the poly schedule
 DROP = 0.1  # of the step schedule, at every milestone
-CYCLE_START = 0.04  # of the one cycle (Smith and Topin 2017), in parts of its highest rate
+CYCLE_START = 0.04  # of the one cycle (Smith and Topin 2017), as a fraction of its highest rate
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Parameters that train, in groups for AdamW with their weight decay.
 
-    As in the paper's code (train_net.py) there is none on norms, embeddings and tables of
-    positions; biases, and the pixel decoder's level embedding, which is no `nn.Embedding`, decay.
+    As in the paper's code (train_net.py), norms, embeddings and position biases have none. Biases
+    of other layers have it, and the pixel decoder's level embedding, which is no `nn.Embedding`.
 
     Returns:
-        Groups of "params", "weight_decay" and "backbone", True for those of a module of that name.
-        Empty groups are left out.
+        Groups of "params", "weight_decay" and "backbone", which is True for parameters in a module
+        of that name. Empty groups are left out.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()
@@ -75,17 +75,17 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRScheduler:
-    """How the rate of every group changes; to be stepped once after each update."""
+    """The schedule of the learning rates of all groups, to be stepped after each update."""
     return LambdaLR(optimizer, lambda step: rate_factor(step, recipe))
 
 
 def rate_factor(step: int, recipe: Recipe) -> float:
-    """What the rate is multiplied by in the update after `step` others."""
-    done, warmup = step / recipe.steps, recipe.warmup_steps
+    """The factor of the learning rate in the update after `step` others."""
+    done, warmup = step / recipe.max_steps, recipe.warmup_steps
     if recipe.schedule == "one-cycle":
         if step < warmup:
             return CYCLE_START + (1 - CYCLE_START) * _half_cosine(step / warmup)
-        return 1 - _half_cosine((step - warmup) / max(recipe.steps - warmup, 1))
+        return 1 - _half_cosine((step - warmup) / max(recipe.max_steps - warmup, 1))
     factor = 1.0
     if recipe.schedule == "step":
         factor = DROP ** sum(done >= milestone for milestone in recipe.milestones)

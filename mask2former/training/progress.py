@@ -1,4 +1,4 @@
-"""How a run goes, on the terminal or in a log."""
+"""The progress of a run, on the terminal or in a log."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from mask2former.training.watcher import StepAverages, Watcher, headlines, parts_of
+from mask2former.training.callback import Callback, StepAverages, headlines, parts_of
 
-SMOOTHED_STEPS = 20  # that the figures are means of
+SMOOTHED_STEPS = 20  # steps that the figures are means of
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
-class Progress(Watcher):
-    """A bar where there is a terminal, else a line every now and then.
+class Progress(Callback):
+    """A progress bar where there is a terminal, else a line now and then.
 
     Args:
-        steps: of the whole run.
+        steps: steps of the whole run.
         every: seconds between lines.
         stream: default: stderr.
     """
@@ -29,7 +29,7 @@ class Progress(Watcher):
         self.steps, self.every, self.stream = steps, every, stream or sys.stderr
         self.recent: deque[tuple] = deque(maxlen=SMOOTHED_STEPS)
         self.bar: tqdm | None = None
-        self.said: float | None = None  # when the last line was
+        self.said: float | None = None  # time of the last line
 
     def on_step(
         self, step: int, losses: Mapping[str, float], lr: float, images: int, seconds: float
@@ -60,7 +60,7 @@ class Progress(Watcher):
                 file=self.stream,
                 dynamic_ncols=True,
             )
-        # The text is made anew only as often as the bar is drawn.
+        # The text is made only as often as the bar is drawn.
         if time.time() - self.bar.last_print_t >= self.bar.mininterval or step == self.steps:
             self.bar.set_postfix_str(figures(self._means()), refresh=False)
         self.bar.update(step - self.bar.n)
@@ -81,8 +81,13 @@ class Progress(Watcher):
         self.stream.flush()
 
 
+def say(sentence: str) -> None:
+    """Print a sentence for the user to stderr, above a progress bar if there is one."""
+    tqdm.write(f"mask2former: {sentence}", file=sys.stderr)
+
+
 def figures(means: Mapping[str, float]) -> str:
-    """The means of some steps, as `StepAverages` gives them, in a line."""
+    """The means of some steps, as `StepAverages` gives them, on one line."""
     parts = ", ".join(f"{part} {value:.3f}" for part, value in parts_of(means).items())
     return (
         f"loss {means['loss']:.3f} ({parts}), lr {means['lr']:.3g}, "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +17,26 @@ from mask2former.io.errors import DataError
 from mask2former.io.files import write_text
 
 # Settings that may change when a run is resumed, because the weights do not depend on them.
-RESUMABLE = ("workers", "evaluate_every", "best_metric", "save_every", "keep")
+RESUMABLE = (
+    *("dataloader_num_workers", "eval_steps", "metric_for_best_model", "save_steps"),
+    "save_total_limit",
+)
+# Names that settings had before they got those of transformers' Trainer.
+RENAMED = {
+    "steps": "max_steps",
+    "batch_size": "global_batch_size",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "clip_norm": "max_grad_norm",
+    "workers": "dataloader_num_workers",
+    "save_every": "save_steps",
+    "keep": "save_total_limit",
+    "evaluate_every": "eval_steps",
+    "best_metric": "metric_for_best_model",
+}
 
 
 class RecipeError(ValueError):
-    """A setting is wrong, or does not go with the model, the devices or the run; a sentence."""
+    """A setting is wrong, or does not go with the model, data, devices or run; a sentence."""
 
 
 def _setting(default: Any, text: str, low: float = 0, high: float = math.inf) -> Any:
@@ -32,96 +48,117 @@ def _setting(default: Any, text: str, low: float = 0, high: float = math.inf) ->
 class Recipe:
     """The settings of a run; `dataclasses.fields` has the meaning of each.
 
-    Optimiser, decay of weights, backbone multiplier, clipping and milestones are those of the paper
-    (Cheng et al. 2022, section 4.1 and its code). Batch size, steps and crop size are for a few
-    hundred images on one GPU; the paper has batches of 16 and 368750 steps on COCO, at 1024x1024.
+    Optimiser, weight decay, backbone multiplier, clipping and milestones are those of the paper
+    (Cheng et al. 2022, section 4.1 and its code). Warm-up is ours: the paper has none. Batch size,
+    steps and crop size are for a few hundred images on one GPU; the paper has batches of 16 and
+    368750 steps on COCO, at 1024x1024.
+
+    Names are those of transformers' `TrainingArguments` where it has the same setting. Three are
+    not: `global_batch_size` is of all devices and passes together, where theirs is per device;
+    `schedule` and `precision` have other values than `lr_scheduler_type`, and `bf16` and `fp16`.
 
     Raises:
-        RecipeError: a value is not of its field's kind or out of range; the message names it.
+        RecipeError: a name is no setting, or a value is not of its field's kind or out of range.
     """
 
     learning_rate: float = _setting(1e-4, "highest learning rate; the paper's")
     weight_decay: float = _setting(
         0.05, "of AdamW; none on norms, embeddings and position biases; the paper's"
     )
-    backbone_multiplier: float = _setting(0.1, "of the backbone's learning rate; the paper's")
-    clip_norm: float = _setting(
+    backbone_multiplier: float = _setting(
+        0.1, "factor of the backbone's learning rate; the paper's"
+    )
+    max_grad_norm: float = _setting(
         0.01, "greatest norm of the whole model's gradient, 0 for no limit; the paper's"
     )
-    batch_size: int = _setting(
-        8, "images of one step, on all devices together; the paper has 16", low=1
+    global_batch_size: int = _setting(
+        8, "images of one step, all devices and passes together; 16 in the paper", low=1
     )
-    gradient_accumulation: int = _setting(1, "parts that a step's batch is taken in", low=1)
-    steps: int = _setting(2000, "updates of the weights", low=1)
+    gradient_accumulation_steps: int = _setting(
+        1, "passes that a step takes its images in, to save memory", low=1
+    )
+    max_steps: int = _setting(2000, "updates of the weights", low=1)
     schedule: Literal["step", "poly", "one-cycle", "constant"] = _setting(
         "step",
-        "of the learning rate: x0.1 at every milestone (the paper's on COCO), falling with power "
-        "0.9 (the paper's on ADE20K and Cityscapes), one cycle (for training from scratch), or "
-        "none",
+        "of the learning rate, after warm-up: step is x0.1 at every milestone (the paper's on "
+        "COCO); poly falls to 0 with power 0.9 (the paper's on ADE20K and Cityscapes); one-cycle "
+        "is for training from scratch",
     )
     milestones: tuple[float, ...] = _setting(
-        (0.889, 0.963), "parts of the run after which the step schedule falls; the paper's", high=1
+        (8 / 9, 26 / 27),
+        "fractions of the run after which the step schedule falls; default: 8/9,26/27, the paper's",
+        high=1,
     )
     warmup_steps: int = _setting(
-        10, "steps in which the rate rises from nearly zero; in one cycle, to the highest"
+        10,
+        "steps in which the learning rate rises linearly, in one-cycle along a cosine; the paper "
+        "has none",
     )
     ema: float = _setting(
         0.0,
-        "decay of averaged weights, such as 0.999, which are then the model; 0 for none",
+        "decay of a moving average of the weights, such as 0.999, which is then the model; 0 for "
+        "none, as in the paper",
         high=1,
     )
     precision: Literal["auto", "no", "bf16", "fp16"] = _setting(
-        "auto", "of the forward pass; auto is bf16 on a GPU that has it, else no"
+        "auto", "mixed precision of the forward pass; auto is bf16 on a GPU that has it, else no"
     )
     gradient_checkpointing: bool = _setting(False, "compute layers twice to save memory")
-    freeze_backbone: bool = _setting(False, "leave the backbone as it is")
+    freeze_backbone: bool = _setting(False, "do not train the backbone")
     sync_batch_norm: bool = _setting(False, "batch norms see the images of all devices")
     drop_path: float | None = _setting(
-        None, "rate of the backbone's dropped branches; default: the model's", high=1
+        None, "stochastic depth of the backbone; default: the model's; 0.3 in the paper", high=1
     )
     dropout: float | None = _setting(
-        None, "in encoder and decoder layers; default: the model's", high=1
+        None, "in encoder and decoder layers; default: the model's; 0 in the paper", high=1
     )
     augmentation: Literal["few-images", "lsj", "crop"] = _setting(
         "few-images",
-        "of images: flips at the size of prediction; large-scale jitter (the paper's on COCO); or "
-        "random scale, varied crop and colours (the paper's on ADE20K and Cityscapes)",
+        "few-images only flips, at the size of prediction; lsj is large-scale jitter (the paper's "
+        "on COCO); crop has random scales, crops and colours (the paper's on ADE20K and "
+        "Cityscapes)",
     )
-    crop_size: int = _setting(512, "side of lsj's and crop's squares, in pixels", low=1)
+    crop_size: int = _setting(
+        512, "height and width in pixels of the square that lsj and crop cut", low=1
+    )
     short_side: int | None = _setting(
         None,
-        "pixels that the short side of images is resized to; default: the model's processor's",
+        "pixels that the short side of an image is resized to by few-images and in prediction; "
+        "default: as in the model's image processor",
         low=1,
     )
-    flip: float = _setting(0.5, "part of the images that are mirrored", high=1)
+    flip: float = _setting(0.5, "fraction of the images that are mirrored; the paper's", high=1)
     void: Literal["background", "ignore"] = _setting(
         "background",
-        "what pixels without annotation are: background of every mask (the paper's), or nothing",
+        "pixels without annotation are background of every mask (the paper's), or are ignored",
     )
     seed: int = _setting(0, "of all random numbers")
-    workers: int = _setting(2, "processes that read images, for each device; 0 for none")
-    save_every: int = _setting(500, "steps between checkpoints", low=1)
-    keep: int = _setting(2, "checkpoints that stay, the newest", low=1)
-    evaluate_every: int = _setting(500, "steps between evaluations, if there is data for it", low=1)
-    best_metric: str = _setting("", "the one that chooses the best model; default: the first")
+    dataloader_num_workers: int = _setting(
+        2, "processes that read images, for each device; 0 reads them in the training process"
+    )
+    save_steps: int = _setting(500, "steps between checkpoints", low=1)
+    save_total_limit: int = _setting(2, "checkpoints to keep, the newest", low=1)
+    eval_steps: int = _setting(500, "steps between evaluations, if there is data for them", low=1)
+    metric_for_best_model: str | None = _setting(
+        None, "the metric that chooses the best model, the greatest; default: the first one"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
-        if self.batch_size % self.gradient_accumulation:
+        if self.global_batch_size % self.gradient_accumulation_steps:
             raise RecipeError(
-                f"batch_size is {self.batch_size}, which is not a multiple of "
-                f"gradient_accumulation, {self.gradient_accumulation}."
+                f"global_batch_size is {self.global_batch_size}, which is not a multiple of "
+                f"gradient_accumulation_steps, {self.gradient_accumulation_steps}."
             )
 
     @property
     def images_per_pass(self) -> int:
         """Images that all devices together take at a time."""
-        return self.batch_size // self.gradient_accumulation
+        return self.global_batch_size // self.gradient_accumulation_steps
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with other values; RecipeError for a setting that there is not."""
-        _check_names(changes)
+        """A copy with other values; raises what the constructor does."""
         return dataclasses.replace(self, **changes)
 
     def values(self) -> dict[str, Any]:
@@ -136,11 +173,26 @@ class Recipe:
         write_text(path, yaml.safe_dump(self.values(), sort_keys=False))
 
 
+def _with_known_names(init: Callable[..., None]) -> Callable[..., None]:
+    """The recipe's constructor, which answers to a wrong name in a sentence."""
+
+    @functools.wraps(init)
+    def checked(self: Recipe, *args: Any, **values: Any) -> None:
+        _check_names(values)
+        init(self, *args, **values)
+
+    return checked
+
+
+Recipe.__init__ = _with_known_names(Recipe.__init__)
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, checked; those that it leaves out are left out.
+    """The settings that a YAML file gives, by name, checked.
 
     Raises:
-        DataError: it is not there, is no YAML mapping, or has a setting that is none or ill-typed.
+        DataError: the file does not exist or is no YAML mapping, a name in it is no setting, or a
+            value is wrong.
     """
     import yaml
 
@@ -151,7 +203,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise DataError(f"The recipe {path} cannot be read ({reason}); correct it.") from error
     values = {} if values is None else values
     if not isinstance(values, Mapping):
-        raise DataError(f"The recipe {path} must hold lines such as `steps: 2000`.")
+        raise DataError(f"The recipe {path} must hold lines such as `max_steps: 2000`.")
     try:
         _check_names(values)
         Recipe(**values)
@@ -173,15 +225,17 @@ def parse(field: dataclasses.Field, text: str) -> Any:
 
 def _check_names(values: Mapping[str, Any]) -> None:
     names = [field.name for field in dataclasses.fields(Recipe)]
-    unknown = [name for name in values if name not in names]
-    if unknown:
-        raise RecipeError(f"{unknown[0]!r} is no setting; the settings are {', '.join(names)}.")
+    for name in values:
+        if name in RENAMED:
+            raise RecipeError(f"{name} is called {RENAMED[name]} now; rename it.")
+        if name not in names:
+            raise RecipeError(f"{name!r} is no setting; the settings are {', '.join(names)}.")
 
 
 def kind(field: dataclasses.Field) -> tuple[Any, bool]:
-    """What a field holds: bool, int, float, str, a tuple of floats or its choices; may it be None.
+    """The type of a field, and whether it may be None.
 
-    Choices are a tuple of strings.
+    The type is bool, int, float, str, `tuple[float, ...]`, or a tuple of strings to choose from.
     """
     hint = typing.get_type_hints(Recipe)[field.name]
     optional = isinstance(hint, types.UnionType)

@@ -1,4 +1,4 @@
-"""A training run: batches in, a model folder and checkpoints out."""
+"""The loop of a training run: batches in, a model folder and checkpoints out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from mask2former.images.processor import Mask2FormerImageProcessor
 from mask2former.io.errors import DataError
 from mask2former.io.files import read_json, write_text
 from mask2former.modeling import Mask2FormerForUniversalSegmentation
+from mask2former.training.callback import Callback
 from mask2former.training.checkpoint import (
     Checkpoint,
     has_checkpoint,
@@ -37,7 +38,6 @@ from mask2former.training.checkpoint import (
 from mask2former.training.devices import any_process, make_accelerator, together
 from mask2former.training.recipe import RESUMABLE, Recipe, RecipeError, read_recipe
 from mask2former.training.state import EVERYWHERE, TrainingState
-from mask2former.training.watcher import Watcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,33 +46,33 @@ RECIPE_FILE, CHECKPOINTS, MODEL = "recipe.yaml", "checkpoints", "model"
 # The step that was evaluated last, and the best one with its metrics.
 EVALUATED = "evaluated.json"
 
-# `functools.partial(make_loader, dataset, ...)`: called with first_step, steps, rank and
-# world_size, it has the batches first_step to steps - 1, and of each the images of one process.
+# Such as `functools.partial(make_loader, dataset, ...)`. Called with first_step, steps, rank and
+# world_size, it returns the batches first_step to steps - 1, each with the images of one process.
 Batches = Callable[..., Iterable[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model was found to be worth: figures by name, the more the better, and pictures."""
+    """Metrics of a model by name, for all of which greater is better, and pictures by name."""
 
     metrics: dict[str, float]
     pictures: Mapping[str, Image.Image] = field(default_factory=dict)
 
 
-# Called in every process with the whole model, with averaged weights if there are any; the metrics
-# must be the same in all. Where processes exchange something in it, none may fail before alone.
+# Called in every process with the whole model, which has the averaged weights if there are any. All
+# processes must return the same metrics. Where they communicate in it, none may raise before alone.
 Evaluate = Callable[[Mask2FormerForUniversalSegmentation], Evaluation]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """How a run ended.
 
     Attributes:
         step: updates done.
         finished: False if it was asked to stop before the last one.
-        model: the folder of the model: the best one where it was evaluated, else the last one.
-        best: its metrics, or None.
+        model: the folder of the model: the best one where models were evaluated, else the last one.
+        best: "step" and "metrics" of the best one, or None.
     """
 
     step: int
@@ -81,7 +81,7 @@ class Outcome:
     best: dict[str, Any] | None
 
 
-def train(
+def train_on_batches(
     model: Mask2FormerForUniversalSegmentation,
     processor: Mask2FormerImageProcessor,
     batches: Batches,
@@ -89,56 +89,61 @@ def train(
     out: Path,
     *,
     evaluate: Evaluate | None = None,
-    watchers: Sequence[Watcher] = (),
+    callbacks: Sequence[Callback] = (),
     resume: bool = False,
     report: Callable[[str], None] = print,
 ) -> Outcome:
-    """Train a model, on whatever devices Accelerate finds or was launched on.
+    """Train a model on batches of your own, on the devices that Accelerate finds or is launched on.
+
+    `mask2former.training.train` opens a data set and a model and calls this. Of the recipe,
+    settings of the data and of dropout have no effect here.
 
     Writes `out`/recipe.yaml, `out`/checkpoints, `out`/model, a folder for `from_pretrained`, and
     `out`/evaluated.json, the best metrics so far. SIGTERM and SIGINT end the run after the step,
-    with a checkpoint; a second SIGINT at once. What fails in one process ends all.
+    with a checkpoint; a second SIGINT ends it at once. An error in one process ends all.
 
     Args:
-        model: trained in place; on several devices with FSDP its parameters move to shards.
+        model: trained in place. On several devices with FSDP its parameters become shards.
         processor: saved beside the model.
         batches: `mask2former.data.batches.make_loader` with all its arguments but first_step,
             steps, rank and world_size, and with `recipe.images_per_pass` as its batch_size. Where
-            gradients are accumulated, a step of it is one pass.
-        evaluate: measures the model; the recipe's `best_metric` of it chooses the best one.
-        watchers: told about every step and evaluation, on the first process.
-        resume: go on from the newest whole checkpoint in `out`, or start where there is none.
-        report: what to do with a sentence for the user, on the first process.
+            gradients are accumulated, a step of the loader is one pass.
+        evaluate: measures the model. `recipe.metric_for_best_model` is one of its metrics.
+        callbacks: told about every step and evaluation, in the first process.
+        resume: continue from the newest undamaged checkpoint in `out`, or start where there is
+            none.
+        report: called with each sentence for the user, in the first process.
 
     Raises:
         DataError: accelerate is not installed, `out` has a run already, its checkpoints are
             damaged, or the disk is full.
         FloatingPointError: a loss or gradient is not finite; the message names step and images.
-        RecipeError: recipe, model and devices do not go together.
+        RecipeError: recipe, model and devices do not go together, or the run was begun with other
+            settings.
     """
     check_folder(out, recipe, resume)
     accelerator = make_accelerator(recipe)
     first = accelerator.is_main_process
     recipe = recipe.replace(precision=accelerator.mixed_precision)
     if not first:
-        watchers, report = (), _nothing
-    together(accelerator, partial(_prepare_folder, out) if first else _nothing)
-    run = _Run(accelerator, model, processor, recipe, out, evaluate, watchers, report)
+        callbacks, report = (), nothing
+    together(accelerator, partial(_prepare_folder, out) if first else nothing)
+    run = _Run(accelerator, model, processor, recipe, out, evaluate, callbacks, report)
     if resume:
         run.restore()
     run.write(partial(recipe.save, out / RECIPE_FILE))
     with ExitStack() as ending:
-        for watcher in watchers:
-            ending.callback(watcher.close)
+        for callback in callbacks:
+            ending.callback(callback.close)
         return run.go(batches)
 
 
 def check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
-    """Whether a run can begin or go on in a folder.
+    """Check that a run can begin, or be resumed, in a folder.
 
     Raises:
-        DataError: there is a run, but it is not to be resumed.
-        RecipeError: it was begun with other settings.
+        DataError: the folder has a run and `resume` is off, or the run's recipe cannot be read.
+        RecipeError: the run was begun with other settings.
     """
     if not has_checkpoint(out / CHECKPOINTS):
         return
@@ -161,7 +166,7 @@ def _prepare_folder(out: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
         if not has_checkpoint(out / CHECKPOINTS):
-            (out / EVALUATED).unlink(missing_ok=True)  # of a run that ended before its first one
+            (out / EVALUATED).unlink(missing_ok=True)  # its run ended before the first checkpoint
     except OSError as error:
         raise DataError(
             f"The folder {out} cannot be made or written to ({error.strerror}); give another."
@@ -169,7 +174,7 @@ def _prepare_folder(out: Path) -> None:
 
 
 class _Run:
-    """A run, and the steps that it consists of; every process has one."""
+    """A run and its steps. Every process has one."""
 
     def __init__(
         self,
@@ -179,14 +184,14 @@ class _Run:
         recipe: Recipe,
         out: Path,
         evaluate: Evaluate | None,
-        watchers: Sequence[Watcher],
+        callbacks: Sequence[Callback],
         report: Callable[[str], None],
     ) -> None:
         self.accelerator, self.processor, self.recipe = accelerator, processor, recipe
-        self.out, self.evaluate, self.watchers, self.report = out, evaluate, watchers, report
+        self.out, self.evaluate, self.callbacks, self.report = out, evaluate, callbacks, report
         self.config = model.config
-        # Evaluation has a model of its own: nothing of the run changes, and each process can
-        # measure its share of the images although the parameters may be split over all.
+        # Evaluation uses a copy of the model. So it changes nothing in the run, and each process
+        # can measure its share of the images although the parameters may be sharded.
         self.copy = copy.deepcopy(model).cpu().eval() if evaluate else None
         self.state = TrainingState(accelerator, model, recipe)
         self.evaluated, self.best = 0, None
@@ -196,22 +201,22 @@ class _Run:
     def go(self, batches: Batches) -> Outcome:
         """Train to the recipe's last step, or until a signal."""
         self.state.train_mode()
-        passes = self.recipe.gradient_accumulation
-        source = iter(
-            batches(
-                first_step=self.state.step * passes,
-                steps=self.recipe.steps * passes,
-                rank=self.accelerator.process_index,
-                world_size=self.accelerator.num_processes,
-            )
+        passes = self.recipe.gradient_accumulation_steps
+        loader = batches(
+            first_step=self.state.step * passes,
+            steps=self.recipe.max_steps * passes,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
         )
-        with _stop_signals() as stopping:
+        # Closed, because the frames of an error keep it alive, and Python waits for its worker
+        # processes before it exits.
+        with _stop_signals() as stopping, closing(batch for batch in loader) as source:
             stopped = False
-            self._evaluate_if_due()  # a run that was stopped before it could
+            self._evaluate_if_due()  # if the run was stopped before it could
             while not (stopped or self._finished):
                 stopped = self._advance(source, stopping)
-                # Saved before it is evaluated, because that takes long and can fail.
-                if stopped or self._finished or self.state.step % self.recipe.save_every == 0:
+                # Saved before the evaluation, because that takes long and can fail.
+                if stopped or self._finished or self.state.step % self.recipe.save_steps == 0:
                     self.save()
                 if not stopped:
                     self._evaluate_if_due()
@@ -220,40 +225,40 @@ class _Run:
 
     @property
     def _finished(self) -> bool:
-        return self.state.step == self.recipe.steps
+        return self.state.step == self.recipe.max_steps
 
     @property
     def _evaluation_is_due(self) -> bool:
-        due = self._finished or self.state.step % self.recipe.evaluate_every == 0
+        due = self._finished or self.state.step % self.recipe.eval_steps == 0
         return due and self.evaluate is not None and self.evaluated < self.state.step
 
     def _advance(self, source: Iterator[dict[str, Any]], stopping: threading.Event) -> bool:
-        """One update of the weights; True if any process was asked to stop meanwhile."""
+        """One update of the weights. Returns True if any process was asked to stop meanwhile."""
         start = time.perf_counter()
-        parts, names, stopped = [], [], False
+        passes, names, stopped = [], [], False
         lr = max(self.state.schedule.get_last_lr())
-        for number in range(self.recipe.gradient_accumulation):
+        for number in range(self.recipe.gradient_accumulation_steps):
             batch = together(self.accelerator, partial(next, source))
             names += batch.pop("names")
             for reason in batch.pop("skipped", ()):
                 self.report(reason)
-            self._seed(self.state.step * self.recipe.gradient_accumulation + number)
+            self._seed(self.state.step * self.recipe.gradient_accumulation_steps + number)
             losses, stopped = self._pass(batch, names, stopping)
-            parts.append(torch.stack([loss.detach().float() for loss in losses.values()]))
+            passes.append(torch.stack([loss.detach().float() for loss in losses.values()]))
         self.state.step += 1
-        values = self.accelerator.reduce(torch.stack(parts).mean(0), "mean").tolist()
+        values = self.accelerator.reduce(torch.stack(passes).mean(0), "mean").tolist()
         seconds = time.perf_counter() - start
         named = dict(zip(losses, values, strict=True))
-        self._tell("on_step", named, lr, self.recipe.batch_size, seconds)
+        self._tell("on_step", named, lr, self.recipe.global_batch_size, seconds)
         return stopped
 
     def _pass(
         self, batch: dict[str, Any], names: list[str], stopping: threading.Event
     ) -> tuple[dict[str, Tensor], bool]:
-        """Forward, backward and, where it completes the step's gradient, the update.
+        """Forward and backward, and the update if this is the step's last pass.
 
         Returns:
-            The losses, and whether any process was asked to stop.
+            The losses by name, scalars, and whether any process was asked to stop.
         """
         from accelerate.utils import send_to_device
 
@@ -267,7 +272,7 @@ class _Run:
             self.accelerator.backward(losses["loss"])
             if self.accelerator.sync_gradients:
                 norm = self.state.clip()
-                # With fp16 the scaler sees to it.
+                # With fp16 the scaler skips the update where the gradient is not finite.
                 if self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
                     self._refuse("gradient", names)
                 self.state.update()
@@ -284,25 +289,25 @@ class _Run:
         )
 
     def _seed(self, number: int) -> None:
-        """Random numbers of a pass depend on its number alone, so a resumed run has the same."""
+        """Make random numbers depend on the pass alone, so that a resumed run draws the same."""
         from accelerate.utils import set_seed
 
         sequence = [self.recipe.seed, self.accelerator.process_index, number]
         set_seed(int(np.random.SeedSequence(sequence).generate_state(1)[0]))
 
     def _tell(self, event: str, *values: Any) -> None:
-        """Call a method of every watcher, with the step and these values."""
+        """Call a method of every callback with the step and these values."""
 
         def tell() -> None:
-            for watcher in self.watchers:
-                getattr(watcher, event)(self.state.step, *values)
+            for callback in self.callbacks:
+                getattr(callback, event)(self.state.step, *values)
 
         together(self.accelerator, tell)
 
     # ---- evaluating and saving ------------------------------------------------------------------
 
     def _evaluate_if_due(self) -> None:
-        """Measure the model; if it is the best so far, save it."""
+        """Evaluate the model if it is time, and save it if it is the best so far."""
         if not self._evaluation_is_due:
             return
         with self.state.averaged():
@@ -314,26 +319,26 @@ class _Run:
         metrics = evaluation.metrics
         self._tell("on_evaluation", metrics)
         self._tell("on_samples", evaluation.pictures)
-        worth = self._worth(metrics)
-        better = self.best is None or worth > self._worth(self.best["metrics"])
+        score = self._score(metrics)
+        better = self.best is None or score > self._score(self.best["metrics"])
         self.evaluated = self.state.step
         if better:
             self.best = {"step": self.state.step, "metrics": metrics}
         self.write(partial(self._write_evaluated, weights if better else None))
 
-    def _worth(self, metrics: dict[str, float]) -> float:
-        """What chooses the best model; nan, which could not be measured, is worse than anything."""
-        name = self.recipe.best_metric or next(iter(metrics))
+    def _score(self, metrics: dict[str, float]) -> float:
+        """The metric that chooses the best model. nan, which is no measurement, is the worst."""
+        name = self.recipe.metric_for_best_model or next(iter(metrics))
         if name not in metrics:
-            raise RecipeError(f"best_metric is {name!r}; there are {', '.join(metrics)}.")
+            raise RecipeError(f"metric_for_best_model is {name!r}; there are {', '.join(metrics)}.")
         return -math.inf if math.isnan(metrics[name]) else metrics[name]
 
     def save(self) -> None:
-        """Write a checkpoint, and the model unless a better one was found by evaluation."""
+        """Write a checkpoint, and the model too while none has been evaluated."""
         self.write(partial(self._write_checkpoint, self.state.checkpoint()))
 
     def restore(self) -> None:
-        """Go back to the newest whole checkpoint, if there is any."""
+        """Continue from the newest undamaged checkpoint, if there is any."""
         newest = partial(load_newest, self.out / CHECKPOINTS, self.report)
         checkpoint = together(self.accelerator, newest)
         if checkpoint is None:
@@ -348,10 +353,10 @@ class _Run:
         record = together(self.accelerator, self._read_evaluated)
         self.best, self.evaluated = record["best"], min(record["step"], self.state.step)
         if self.best is not None:
-            self._worth(self.best["metrics"])  # refuses a metric that there is not
+            self._score(self.best["metrics"])  # raises if there is no such metric
 
     def write(self, write: Callable[[], None]) -> None:
-        """Have the first process write files, and all know of it if the disk is full."""
+        """Write files in the first process; if the disk is full, raise in all."""
 
         def written() -> None:
             try:
@@ -370,7 +375,7 @@ class _Run:
         if self.best is None:
             average = checkpoint.average
             self._write_model(checkpoint.weights if average is None else average)
-        save_checkpoint(self.out / CHECKPOINTS, checkpoint, self.recipe.keep)
+        save_checkpoint(self.out / CHECKPOINTS, checkpoint, self.recipe.save_total_limit)
 
     def _write_evaluated(self, weights: dict[str, Tensor] | None) -> None:
         if weights is not None:
@@ -389,13 +394,13 @@ class _Run:
         save_weights(folder, to_huggingface(weights, self.config))
 
 
-def _nothing(*_: str) -> None:
-    """Said and done by a process that is not the first."""
+def nothing(*_: str) -> None:
+    """What processes but the first report and prepare."""
 
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that is set by SIGTERM and by the first SIGINT."""
+    """An event that SIGTERM and the first SIGINT set."""
     stopping = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopping  # only the main thread may ask for signals

@@ -1,4 +1,4 @@
-"""What a training run changes, on whatever devices it is, and how it is taken down and put back."""
+"""The state of a training run on its devices, and how it is saved and restored."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from mask2former.training.recipe import Recipe
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# The whole state, whatever it is split over: on the host of the first process, or in every one.
-ON_HOST = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# The whole state, also of sharded models: on the CPU in the first process, or in every process.
+ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
 EVERYWHERE = StateDictOptions(full_state_dict=True)
 
 
 class Losses(nn.Module):
-    """The model as a function from a batch to its losses alone.
+    """The model as a function from a batch to its losses.
 
-    It is this that Accelerate wraps, so that predictions, which are large and which nobody asks
-    for, are neither converted nor searched for parameters.
+    Accelerate wraps this instead of the model. Otherwise it would convert predictions to float32
+    and search them for parameters, which takes time, although nobody needs them.
     """
 
     def __init__(self, model: Mask2FormerForUniversalSegmentation) -> None:
@@ -49,13 +49,13 @@ class Losses(nn.Module):
 
 
 class TrainingState:
-    """Model, averaged weights, optimiser and schedule of a run, and how many steps are done.
+    """Model, averaged weights, optimiser and schedule of a run, and the number of steps done.
 
     Every process of the run calls the same methods.
 
     Attributes:
         model: `Losses` of the model, as Accelerate has prepared it.
-        shapes: of the model's parameters and buffers by name, whole.
+        shapes: shapes of the model's whole parameters and buffers by name.
         step: updates done.
     """
 
@@ -71,20 +71,20 @@ class TrainingState:
         self.average = AveragedWeights(self.model, recipe.ema) if recipe.ema else None
 
     def train_mode(self) -> None:
-        """All but what is frozen trains."""
+        """Put the model in training mode, except for a frozen backbone."""
         self.model.train()
         if self.recipe.freeze_backbone:
             self.accelerator.unwrap_model(self.model).model.model.backbone.eval()
 
     def clip(self) -> Tensor:
-        """Limit the norm of the whole model's gradient; what it was before."""
-        limit = self.recipe.clip_norm or math.inf
+        """Limit the norm of the whole model's gradient. Returns the norm before."""
+        limit = self.recipe.max_grad_norm or math.inf
         return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
 
     def update(self) -> None:
-        """Change the weights by the gradient that there is, and their average.
+        """Update the weights and their average.
 
-        With fp16 the scaler skips this where the gradient is not finite, and lowers its factor.
+        With fp16 the scaler skips the update where the gradient is not finite.
         """
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -93,21 +93,21 @@ class TrainingState:
             if self.average is not None:
                 self.average.update()
 
-    def weights(self, where: StateDictOptions = ON_HOST) -> dict[str, Tensor]:
-        """Parameters and buffers by name; on the host there are none in other processes."""
+    def weights(self, where: StateDictOptions = ON_CPU) -> dict[str, Tensor]:
+        """Parameters and buffers by name. With `ON_CPU` only the first process gets them."""
         state = get_model_state_dict(self.model, options=where)
-        # Cloned, because on a CPU these are the model's own tensors, which go on changing.
+        # Cloned, because on a CPU these are the model's own tensors.
         return {
             name.removeprefix("model."): tensor.clone(memory_format=torch.contiguous_format)
             for name, tensor in state.items()
         }
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Within it the model has its averaged weights, if there are any."""
+        """A block in which the model has its averaged weights, if there are any."""
         return nullcontext() if self.average is None else self.average.applied()
 
     def checkpoint(self) -> Checkpoint:
-        """All of it."""
+        """The whole state."""
         weights, average, updates = self.weights(), None, 0
         if self.average is not None:
             updates = self.average.updates
@@ -116,16 +116,16 @@ class TrainingState:
         scaler = self.accelerator.scaler
         states = {
             "optimizer": get_optimizer_state_dict(
-                self.model, self.optimizer.optimizer, options=ON_HOST
+                self.model, self.optimizer.optimizer, options=ON_CPU
             ),
-            # A copy, because the schedule's own lists go on changing.
+            # A copy, because the schedule changes its lists in place.
             "schedule": copy.deepcopy(self.schedule.state_dict()),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         return Checkpoint(self.step, weights, average, states, {"averaged_updates": updates})
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint of the same recipe and of tensors of the same shapes."""
+        """Load a checkpoint of the same recipe and of tensors of the same shapes."""
         if self.average is not None:
             with self.average.applied():
                 self._load(checkpoint.average)
@@ -133,7 +133,7 @@ class TrainingState:
         self._load(checkpoint.weights)
         states = checkpoint.optimizer
         set_optimizer_state_dict(
-            self.model, self.optimizer.optimizer, states["optimizer"], options=ON_HOST
+            self.model, self.optimizer.optimizer, states["optimizer"], options=ON_CPU
         )
         self.schedule.load_state_dict(states["schedule"])
         if self.accelerator.scaler is not None and states["scaler"] is not None:
@@ -142,13 +142,13 @@ class TrainingState:
 
     def _load(self, weights: dict[str, Tensor]) -> None:
         named = {f"model.{name}": tensor for name, tensor in weights.items()}
-        set_model_state_dict(self.model, named, options=ON_HOST)
+        set_model_state_dict(self.model, named, options=ON_CPU)
 
 
 def _made_ready(
     model: Mask2FormerForUniversalSegmentation, recipe: Recipe, processes: int
 ) -> Mask2FormerForUniversalSegmentation:
-    """The model with what the recipe freezes, checkpoints or synchronises."""
+    """The model, frozen, checkpointed and synchronised as the recipe says."""
     if recipe.freeze_backbone:
         model.model.backbone.requires_grad_(False)
     if recipe.gradient_checkpointing:

@@ -31,7 +31,7 @@ from mask2former.scenes.scene import HELD_OUT_SEEDS, ID2LABEL, THING_LABEL_IDS
 from mask2former.training.optimizer import make_schedule, parameter_groups
 from mask2former.training.progress import Progress
 from mask2former.training.recipe import Recipe
-from mask2former.training.run import Outcome, train
+from mask2former.training.run import Outcome, train_on_batches
 
 SCENE_SIZE = 192  # pixels, height and width
 
@@ -40,18 +40,18 @@ PRETRAIN_BATCH = 16
 PRETRAIN_RATE = 3e-3
 PRETRAIN_CLIP = 1.0
 WEIGHT_DECAY = 0.05
-THING_WEIGHT = 4.0  # of a pixel of a thing, which are a fifth of all
+THING_WEIGHT = 4.0  # weight of a pixel of a thing; a fifth of the pixels are such
 
 RECIPE = Recipe(
     learning_rate=1e-3,
     backbone_multiplier=1.0,
-    clip_norm=1.0,
-    batch_size=8,
-    steps=6000,
+    max_grad_norm=1.0,
+    global_batch_size=8,
+    max_steps=6000,
     schedule="one-cycle",
     warmup_steps=600,
     ema=0.998,
-    workers=1,
+    dataloader_num_workers=1,
 )
 
 
@@ -102,10 +102,10 @@ def scene_batches(batch_size: int, steps: int, seed: int, workers: int, first_st
 
 
 def pretrain(backbone: nn.Module, batches: Iterable[dict], steps: int) -> None:
-    """Teach a backbone to name the class under every cell of its three coarser feature maps.
+    """Teach a backbone the class at every position of its three coarser feature maps.
 
-    From scratch, a Mask2Former learns early where things are and very late what they are called,
-    because names reach the features only through queries that match. This stands for the ImageNet
+    From scratch, a Mask2Former learns masks early and classes very late, because gradients of
+    classes reach the features only through matched queries. This takes the place of the ImageNet
     pretraining of the paper's backbones.
     """
     heads = nn.ModuleList([nn.Conv2d(c, len(ID2LABEL), 1) for c in backbone.channels[1:]])
@@ -114,7 +114,7 @@ def pretrain(backbone: nn.Module, batches: Iterable[dict], steps: int) -> None:
     for group in groups:
         del group["backbone"]  # all learn at one rate
     optimizer = torch.optim.AdamW(groups, lr=PRETRAIN_RATE, fused=True)
-    schedule = make_schedule(optimizer, RECIPE.replace(steps=steps, warmup_steps=steps // 10))
+    schedule = make_schedule(optimizer, RECIPE.replace(max_steps=steps, warmup_steps=steps // 10))
     weight = torch.ones(len(ID2LABEL))
     weight[list(THING_LABEL_IDS)] = THING_WEIGHT
     progress = tqdm(batches, desc="pretraining", unit="step", mininterval=10)
@@ -152,10 +152,13 @@ def train_whole(
     def batches(first_step: int, steps: int, rank: int, world_size: int) -> Iterable[dict]:
         if world_size > 1:
             raise ValueError("The bundled model is trained by one process.")
-        return scene_batches(recipe.batch_size, steps, recipe.seed, recipe.workers, first_step)
+        workers = recipe.dataloader_num_workers
+        return scene_batches(recipe.global_batch_size, steps, recipe.seed, workers, first_step)
 
-    watchers = [Progress(recipe.steps)]
-    return train(model, bundled_processor(), batches, recipe, out, watchers=watchers, resume=resume)
+    callbacks = [Progress(recipe.max_steps)]
+    return train_on_batches(
+        model, bundled_processor(), batches, recipe, out, callbacks=callbacks, resume=resume
+    )
 
 
 def halve(source: Path, out: Path) -> None:
@@ -173,14 +176,18 @@ def main() -> None:
         "earlier call with the same arguments ended.",
     )
     add = parser.add_argument
+    workers = RECIPE.dataloader_num_workers
     add("--out", type=Path, required=True, help="gets the folders pretrained, run and model")
     add("--pretrain-steps", type=int, default=4000, help="steps of the backbone alone")
-    add("--steps", type=int, default=RECIPE.steps, help="steps of the whole model")
-    add("--workers", type=int, default=RECIPE.workers, help="processes that render")
+    add("--max-steps", type=int, default=RECIPE.max_steps, help="steps of the whole model")
+    add("--dataloader-num-workers", type=int, default=workers, help="processes that render")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
     recipe = RECIPE.replace(
-        steps=args.steps, warmup_steps=args.steps // 10, workers=args.workers, seed=args.seed
+        max_steps=args.max_steps,
+        warmup_steps=args.max_steps // 10,
+        dataloader_num_workers=args.dataloader_num_workers,
+        seed=args.seed,
     )
     pretrained = args.out / "pretrained"
     if pretrained.exists():
@@ -188,8 +195,9 @@ def main() -> None:
     else:
         torch.manual_seed(args.seed)
         model = Mask2FormerForUniversalSegmentation(bundled_config()).train()
-        # Of other scenes than the run's: one more seed.
-        batches = scene_batches(PRETRAIN_BATCH, args.pretrain_steps, args.seed + 1, args.workers)
+        # Another seed than the run's, so that the scenes differ.
+        workers = recipe.dataloader_num_workers
+        batches = scene_batches(PRETRAIN_BATCH, args.pretrain_steps, args.seed + 1, workers)
         pretrain(model.model.backbone, batches, args.pretrain_steps)
         model.save_pretrained(pretrained)
     outcome = train_whole(model, recipe, args.out / "run", resume=True)

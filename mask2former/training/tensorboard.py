@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mask2former.training.watcher import StepAverages, Watcher, by_prediction, parts_of
+from mask2former.training.callback import Callback, StepAverages, by_prediction, parts_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 FOLDER = "tensorboard"
 
 
-class TensorBoard(Watcher):
+class TensorBoard(Callback):
     """Writes `out`/tensorboard; `tensorboard --logdir OUT` shows it.
 
     Scalars: loss/total, loss/PART and PART/PREDICTION for the parts cross-entropy, mask and dice
     and every prediction of the model, run/learning_rate, run/images_per_second, run/memory_GiB, and
-    metrics/NAME. Images: samples/NAME. When a run is resumed, what came after the step that it is
-    resumed from is hidden.
+    metrics/NAME. Images: samples/NAME. When a run is resumed, records of later steps than the
+    checkpoint's are hidden.
 
     Args:
         out: the run's folder, which exists.
         every: steps that a point of a curve is the mean of.
-        report: what to do with a sentence for the user; told once if tensorboard is not installed,
-            without which the run goes on.
+        report: called with a sentence for the user if tensorboard is not installed. The run
+            continues without it.
     """
 
     def __init__(self, out: Path, every: int = 10, report: Callable[[str], None] = print) -> None:
@@ -67,7 +67,7 @@ class TensorBoard(Watcher):
             self.writer.close()
 
     def _open(self, step: int) -> None:
-        """Open the files, in which only what came before a step stays visible, once."""
+        """Open the files, once. Earlier records from this step on are hidden."""
         if self.opened:
             return
         self.opened = True

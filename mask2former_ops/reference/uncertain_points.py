@@ -41,7 +41,7 @@ def uncertain_points(
             certain. It sees sampled logits, because between a logit of 1 and one of -1 lies a 0.
         candidates, chosen: for each mask.
         points: P, chosen ones and uniform ones.
-        ordered: whether the chosen points come with the most uncertain first, which takes longer.
+        ordered: whether the chosen points come with the most uncertain first. This takes longer.
         generator: of the random numbers; default: torch's global one.
 
     Returns:

@@ -1,12 +1,21 @@
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from mask2former.data.formats import label_folder
 from mask2former.data.formats.cityscapes import Cityscapes
 from mask2former.data.formats.coco import CocoInstances
 from mask2former.data.formats.coco_panoptic import CocoPanoptic
 from mask2former.data.formats.label_folder import LabelFolder
 from mask2former.data.formats.yolo import Yolo
-from mask2former.data.open_dataset import as_task, available_splits, open_dataset
+from mask2former.data.open_dataset import (
+    as_task,
+    available_splits,
+    find_dataset,
+    open_dataset,
+)
 from mask2former.images.visualization import id_map_to_rgb, save_png
 from mask2former.io.errors import DataError
 from tests.data.files import write_json, write_map, write_picture
@@ -86,6 +95,47 @@ def test_formats_are_recognised(tmp_path, write, kind):
         open_dataset(tmp_path, "test")
 
 
+def write_own_names(root, *splits):
+    write_instances(root, *splits)
+    for split in splits:
+        (root / "annotations" / f"instances_{split}.json").rename(root / f"{split}.json")
+
+
+@pytest.mark.parametrize("write", [write_instances, write_own_names, write_panoptic, write_yolo])
+@pytest.mark.parametrize("by_file", [False, True])
+def test_an_annotation_file_is_read_once(tmp_path, monkeypatch, write, by_file):
+    write(tmp_path, "train", "val")
+    files = [file for file in tmp_path.rglob("*") if file.suffix in (".json", ".yaml")]
+    reads, read_bytes = Counter(), Path.read_bytes
+
+    def counted(path):
+        reads[path] += 1
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    monkeypatch.setattr(Path, "read_text", None)
+    found = find_dataset(min(files) if by_file else tmp_path)
+    for split in found.splits:
+        assert len(found.open(split)) == 1
+    assert reads == (
+        {min(files): 1} if by_file and write is write_own_names else dict.fromkeys(files, 1)
+    )
+
+
+def test_label_maps_are_searched_for_their_classes_once(tmp_path, monkeypatch):
+    write_label_maps(tmp_path, "train", "val")
+    reads, read = Counter(), label_folder.read_label_map
+
+    def counted(path, size=None):
+        reads[path] += 1
+        return read(path, size)
+
+    monkeypatch.setattr(label_folder, "read_label_map", counted)
+    found = find_dataset(tmp_path)
+    assert found.open("train").id2label == found.open("val").id2label == {0: "0", 1: "1"}
+    assert set(reads.values()) == {1} and len(reads) == 2
+
+
 def test_the_only_split_is_the_default(tmp_path):
     write_instances(tmp_path, "val2017")
     assert len(open_dataset(tmp_path)) == 1
@@ -163,7 +213,7 @@ def test_files_that_may_not_be_read_are_named(tmp_path, monkeypatch):
     def refuse(path, **_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
     with pytest.raises(DataError, match=r"instances_val.json cannot be read \(Permission denied\)"):
         open_dataset(tmp_path)
 

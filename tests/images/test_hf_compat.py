@@ -29,7 +29,7 @@ def ours():
 
 
 def random_batch(seed):
-    return random_outputs(seed, batch=2, queries=12, labels=6, cells=(24, 20))
+    return random_outputs(seed, batch=2, queries=12, labels=6, logits_size=(24, 20))
 
 
 def assert_same(results, references):

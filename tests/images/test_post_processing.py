@@ -108,10 +108,10 @@ def test_without_target_sizes_the_padding_is_cropped_from_the_logits():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_image_gives_the_same_alone_and_in_a_padded_batch(seed):
-    alone = random_outputs(seed, cells=(8, 16), image_sizes=[(28, 59, 32, 64)])
+    alone = random_outputs(seed, logits_size=(8, 16), image_sizes=[(28, 59, 32, 64)])
     padded = torch.randn(1, 9, 24, 16) * 20  # whatever the model makes of the padding
     padded[:, :, :7, :15] = alone.masks_queries_logits[:, :, :7, :15]
-    other = random_outputs(seed + 10, cells=(24, 16), image_sizes=[(96, 64, 96, 64)])
+    other = random_outputs(seed + 10, logits_size=(24, 16), image_sizes=[(96, 64, 96, 64)])
     batch = SimpleNamespace(
         class_queries_logits=torch.cat([other.class_queries_logits, alone.class_queries_logits]),
         masks_queries_logits=torch.cat([other.masks_queries_logits, padded]),
@@ -185,7 +185,7 @@ def test_semantic_is_the_best_sum_of_class_times_mask_probability(target):
 
 def test_semantic_at_384_is_what_transformers_gives():
     transformers = pytest.importorskip("transformers")
-    outputs = random_outputs(2, batch=2, cells=(384, 384))
+    outputs = random_outputs(2, batch=2, logits_size=(384, 384))
     expected = transformers.Mask2FormerImageProcessor().post_process_semantic_segmentation(outputs)
     result = Mask2FormerImageProcessor().post_process_semantic_segmentation(outputs)
     for ours, theirs in zip(result, expected, strict=True):
@@ -443,7 +443,7 @@ def test_for_run_lengths_every_mask_is_resized_once(monkeypatch):
 
 def test_instances_at_384_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
-    outputs = random_outputs(4, batch=2, cells=(384, 384))
+    outputs = random_outputs(4, batch=2, logits_size=(384, 384))
     arguments = {"threshold": 0.3, "return_binary_maps": True}
     theirs = transformers.Mask2FormerImageProcessor()
     expected = theirs.post_process_instance_segmentation(outputs, **arguments)

@@ -15,7 +15,7 @@ def channels_first(array):
     return torch.from_numpy(array.copy()).permute(2, 0, 1)
 
 
-def test_lists_tuples_and_batches_are_taken_apart_and_one_image_is_a_list_of_one():
+def test_lists_tuples_and_batches_become_lists_and_one_image_a_list_of_one():
     image = pixels(5, 7, 3)
     assert len(image_list([image, image], 3)) == 2
     assert len(image_list((image,), 3)) == 1

@@ -147,8 +147,8 @@ def test_tags_of_neighbours_do_not_overlap(tags):
     draw_segments(grey(), ids, [{"id": i, "label_id": 2} for i in range(1, 5)], {2: "a wide name"})
     assert len(tags) == 4
     for first, second in itertools.combinations([tag[0] for tag in tags], 2):
-        apart_x = first[2] < second[0] or second[2] < first[0]
-        assert apart_x or first[3] < second[1] or second[3] < first[1]
+        beside = first[2] < second[0] or second[2] < first[0]
+        assert beside or first[3] < second[1] or second[3] < first[1]
 
 
 def test_text_contrasts_with_its_tag(tags):

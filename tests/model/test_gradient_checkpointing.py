@@ -48,7 +48,7 @@ def test_gradients_are_identical_and_fewer_activations_are_saved(backbone, autoc
     model.gradient_checkpointing_enable()
     gradients, saved = training_step(model, autocast)
     assert all(torch.equal(gradients[name], expected[name]) for name in expected)
-    assert saved < 0.8 * everything  # measured: 0.XX
+    assert saved < 0.35 * everything  # measured: 0.20 to 0.29
     model.gradient_checkpointing_disable()
     gradients, saved = training_step(model, autocast)
     assert all(torch.equal(gradients[name], expected[name]) for name in expected)

@@ -12,7 +12,8 @@ import torch
 from mask2former import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
 from mask2former.configuration import SwinConfig
 
-WIDTH = 64  # of all layers, so that each has enough weights to tell distributions apart
+# Wide enough to tell distributions apart, and different, so that a projection has two fans.
+FEATURES, WIDTH = 96, 64
 
 
 def zeros(shape):
@@ -23,9 +24,9 @@ def ones(shape):
     return torch.ones(shape)
 
 
-def normal(std, bound=math.inf):
+def normal(std):
     def draw(shape):
-        return torch.randn(16, *shape).mul_(std).clamp_(-bound, bound)
+        return torch.randn(16, *shape).mul_(std)
 
     return draw
 
@@ -112,7 +113,7 @@ PIXEL_DECODER = {
     r"layers\.\d\.self_attn\.(value|output)_proj\.weight": xavier,
     r"layers\.\d\.self_attn\.(value|output)_proj\.bias": zeros,
     r"layers\.\d\.fc[12]\.weight": xavier,
-    r"layers\.\d\.fc1\.bias": default_bias(WIDTH),
+    r"layers\.\d\.fc1\.bias": default_bias(FEATURES),
     r"layers\.\d\.fc2\.bias": default_bias(2 * WIDTH),
     r"(lateral|output)_convs\.\d\.0\.weight": c2_xavier,
     r"mask_projection\.weight": c2_xavier,
@@ -149,7 +150,7 @@ def build(backbone):
         backbone_config=backbone,
         num_labels=49,
         num_queries=50,
-        feature_size=WIDTH,
+        feature_size=FEATURES,
         mask_feature_size=WIDTH,
         hidden_dim=WIDTH,
         num_attention_heads=8,
@@ -157,7 +158,6 @@ def build(backbone):
         encoder_feedforward_dim=2 * WIDTH,
         decoder_layers=3,
         dim_feedforward=2 * WIDTH,
-        enforce_input_projection=True,
     )
     return Mask2FormerForUniversalSegmentation(config)
 

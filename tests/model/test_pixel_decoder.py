@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mask2former import Mask2FormerConfig
 from mask2former.model.pixel_decoder import reference_points
@@ -23,6 +24,23 @@ def test_reference_points_of_a_padded_image_keep_to_the_image():
     points = reference_points([valid, valid], torch.float64)[0].view(2, 4, 8, 2, 2)
     # The centre of the last image pixel, in fractions of the padded map.
     assert points[0, 1, 3, 1].tolist() == [3.5 / 8, 1.5 / 4]
+
+
+@torch.no_grad()
+def test_a_layer_drops_attention_inner_activations_and_outputs_while_training():
+    layer = tiny_model(dropout=0.3).model.pixel_decoder.layers[0].train()
+    shapes = torch.tensor([[2, 3], [4, 6], [8, 12]])
+    start = torch.tensor([0, 6, 30])
+    x, position = torch.randn(2, 2, 126, 32)
+    points = reference_points([torch.ones(2, *s, dtype=torch.bool) for s in shapes], x.dtype)
+    torch.manual_seed(1)
+    actual = layer(x, position, points, shapes, start, None)
+    torch.manual_seed(1)
+    attended = layer.self_attn(x + position, points, x, shapes, start)
+    y = layer.self_attn_norm(x + F.dropout(attended, 0.3))
+    inner = F.dropout(layer.fc1(y).relu(), 0.3)
+    y = layer.final_norm(y + F.dropout(layer.fc2(inner), 0.3))
+    assert torch.equal(actual, y)
 
 
 def test_common_stride_sets_the_number_of_fpn_levels():

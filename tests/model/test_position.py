@@ -15,9 +15,9 @@ def test_values_follow_the_formula():
     for y in range(height):
         for x in range(width):
             for c in range(channels):
-                axis, extent = (y, height) if c < half else (x, width)
+                axis, length = (y, height) if c < half else (x, width)
                 i = c % half
-                angle = (axis + 1) / (extent + 1e-6) * 2 * math.pi / 10000 ** (2 * (i // 2) / half)
+                angle = (axis + 1) / (length + 1e-6) * 2 * math.pi / 10000 ** (2 * (i // 2) / half)
                 expected = math.sin(angle) if i % 2 == 0 else math.cos(angle)
                 assert float(embedding[0, c, y, x]) == pytest.approx(expected, abs=1e-12)
 

@@ -15,11 +15,11 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def test_mask_from_shrunk_features_equals_the_shrunk_mask():
+def test_the_mask_of_resized_features_is_the_resized_mask():
     embeddings, features = random(2, 5, 8), random(2, 8, 16, 24, seed=1)
     size = (4, 6)
-    shrunk = F.interpolate(features, size, mode="bilinear", align_corners=False)
-    mask = attention_mask(embeddings, shrunk, torch.ones(2, *size, dtype=torch.bool))
+    resized = F.interpolate(features, size, mode="bilinear", align_corners=False)
+    mask = attention_mask(embeddings, resized, torch.ones(2, *size, dtype=torch.bool))
     full = F.interpolate(
         mask_logits(embeddings, features), size, mode="bilinear", align_corners=False
     )
@@ -137,6 +137,38 @@ def test_pre_norm_normalises_before_each_block():
     y = y + layer.self_attn(z, z, z)
     y = y + layer.fc2(layer.fc1(layer.final_norm(y)).relu())
     assert torch.allclose(out, y, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_layer_drops_probabilities_inner_activations_and_outputs_while_training():
+    layer = tiny_model(dropout=0.3).model.transformer_decoder.layers[0].double().train()
+    x, query_position, memory = (
+        random(1, 6, 32),
+        random(1, 6, 32, seed=1),
+        random(1, 10, 32, seed=2),
+    )
+    allowed = random(1, 1, 6, 10, seed=3) > -1
+
+    def attention(module, query, key, value, allowed):
+        query, key, value = (
+            project(y).view(1, -1, 4, 8).transpose(1, 2)
+            for project, y in [(module.query, query), (module.key, key), (module.value, value)]
+        )
+        scores = (query @ key.mT / 8**0.5).masked_fill(~allowed, -torch.inf)
+        out = F.dropout(scores.softmax(-1), 0.3) @ value
+        return module.output(out.transpose(1, 2).flatten(2))
+
+    torch.manual_seed(1)
+    actual, _ = layer(x, query_position, memory, memory, allowed, False)
+    torch.manual_seed(1)
+    attended = attention(layer.cross_attn, x + query_position, memory, memory, allowed)
+    y = layer.cross_attn_norm(x + F.dropout(attended, 0.3))
+    query = y + query_position
+    attended = attention(layer.self_attn, query, query, y, torch.ones(6, 6, dtype=torch.bool))
+    y = layer.self_attn_norm(y + F.dropout(attended, 0.3))
+    inner = F.dropout(layer.fc1(y).relu(), 0.3)
+    y = layer.final_norm(y + F.dropout(layer.fc2(inner), 0.3))
+    assert relative_error(actual, y) < 1e-12
 
 
 # Relative L2 error of states and mask embeddings in a decoder of six layers, whose weights and

@@ -32,7 +32,9 @@ BACKENDS = [
 
 def without_kernel(op: torch._ops.OpOverload, *arguments) -> Tensor:
     """What runs on a type of device that there is no kernel for."""
-    return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.XLA), *arguments)
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.XLA)
+    checks = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
+    return op.redispatch(keys | checks, *arguments)
 
 
 def assert_same(result: Tensor, expected: Tensor, leaves: Sequence[Tensor]) -> None:

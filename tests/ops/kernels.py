@@ -1,4 +1,4 @@
-"""The CUDA kernels, emulated on the CPU or on a GPU, in the place of the CPU kernels, so that every
+"""The CUDA kernels, emulated on the CPU or on a GPU, in place of the CPU kernels, so that every
 test of the numbers runs on them unchanged."""
 
 import contextlib

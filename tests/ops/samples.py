@@ -109,6 +109,11 @@ def spread(tensor: Tensor) -> Tensor:
     return torch.stack((tensor, torch.full_like(tensor, 77)), -1)[..., 0]
 
 
+def channels_last(tensor: Tensor) -> Tensor:
+    """The same numbers; maps (N, C, H, W) lie pixel by pixel."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
 def lazy_zeros(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
     """Zeros in memory that the system hands out only where it is written."""
     name = str(dtype).removeprefix("torch.")

@@ -34,7 +34,7 @@ def gradients(op, arguments, *, deterministic):
 
 
 def arguments_of(op, dtype):
-    """Such that many samples tap each pixel."""
+    """Many samples read each pixel."""
     if op == "ms_deform_attn":
         return msda_arguments(dtype, levels=[(3, 2), (2, 2)], q=40, d=16)
     return point_arguments(dtype, size=(3, 2), points=(1, 400))

@@ -1,6 +1,7 @@
-"""Both operators against the reference in float64, on arguments that hypothesis makes up.
+"""Both operators against the reference in float64, on random arguments from hypothesis.
 
-MASK2FORMER_FUZZ=N tries N of each, other ones in every run; by default it is the same few hundred.
+MASK2FORMER_FUZZ=N tries N of each, different ones in every run. The default is a few hundred, the
+same in every run.
 """
 
 import math
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from mask2former_ops import reference
 from tests.ops.samples import (
+    channels_last,
     generator,
     msda_arguments,
     msda_grad,
@@ -61,7 +63,7 @@ def expanded(tensor):
     return tensor[:1].expand_as(tensor)
 
 
-LAYOUTS = st.sampled_from([torch.clone, spread, offset, backwards, expanded])
+LAYOUTS = st.sampled_from([torch.clone, spread, offset, backwards, expanded, channels_last])
 SEEDS = st.integers(0, 2**32)
 KINDS = st.sets(st.sampled_from(["on the grid", "odd"]))
 # Drawn from lists and not as integers, of which hypothesis makes far too many zeros.
@@ -179,11 +181,11 @@ def test_attention_agrees_with_the_reference(drawn):
     sum_of_weights = w.flatten(3).sum(-1)  # no weight is negative
     assert_near(output, expected, sum_of_weights.repeat_interleave(d, 2) * largest(v), dtype)
     sum_of_grads = g.abs().reshape(*w.shape[:3], d).sum(-1)
-    of_weights = sum_of_grads.view(*w.shape[:3], *[1] * (w.dim() - 3)).expand_as(w) * largest(v)
-    of_locations = (of_weights * w * largest(shapes)).unsqueeze(-1).expand_as(x)
-    of_value, *_ = reference.ms_deform_attn_backward(g.abs(), *exact, [True, False, False])
+    weight_terms = sum_of_grads.view(*w.shape[:3], *[1] * (w.dim() - 3)).expand_as(w) * largest(v)
+    location_terms = (weight_terms * w * largest(shapes)).unsqueeze(-1).expand_as(x)
+    value_terms, *_ = reference.ms_deform_attn_backward(g.abs(), *exact, [True, False, False])
     expected = reference.ms_deform_attn_backward(g, *exact, mask)
-    check_gradients(gradients, expected, (of_value, of_locations, of_weights), mask, dtype)
+    check_gradients(gradients, expected, (value_terms, location_terms, weight_terms), mask, dtype)
 
 
 @fuzz
@@ -214,7 +216,7 @@ def test_point_sampling_agrees_with_the_reference(drawn):
     expected = reference.point_sample(v, x, align_corners=align_corners)
     assert_near(output, expected, largest(v).expand_as(expected), output.dtype)
     sum_of_grads = g.abs().sum((0, 1) if points.shape[0] == 1 else 1).reshape(x.shape[:-1])
-    of_points = (sum_of_grads * largest(v) * max(size)).unsqueeze(-1).expand_as(x)
-    of_input, _ = reference.point_sample_backward(g.abs(), v, x, align_corners, [True, False])
+    point_terms = (sum_of_grads * largest(v) * max(size)).unsqueeze(-1).expand_as(x)
+    input_terms, _ = reference.point_sample_backward(g.abs(), v, x, align_corners, [True, False])
     expected = reference.point_sample_backward(g, v, x, align_corners, mask)
-    check_gradients(gradients, expected, (of_input, of_points), mask, output.dtype)
+    check_gradients(gradients, expected, (input_terms, point_terms), mask, output.dtype)

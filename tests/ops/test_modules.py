@@ -51,7 +51,7 @@ def test_a_seed_gives_the_weights_that_it_gives_upstream():
         assert not start.any()
 
 
-def test_a_detector_may_start_the_layer_anew():
+def test_a_layer_may_be_re_initialised():
     layer = MSDeformAttn(8, n_levels=1, n_heads=4, n_points=2)
     before = layer.sampling_offsets.bias.detach().clone()
     for parameter in layer.parameters():
@@ -61,7 +61,7 @@ def test_a_detector_may_start_the_layer_anew():
     assert not layer.attention_weights.bias.any()
 
 
-def test_the_step_of_upstream_is_there_and_means_nothing():
+def test_upstreams_im2col_step_has_no_effect():
     module = layer()
     assert module.im2col_step == 64
     query, points, values = inputs()

@@ -1,5 +1,5 @@
 """The numbers of the operator, compiled where the library is built, against the reference in
-float64. Its manners in autograd, torch.compile and so on are in test_ms_deform_attn_contract.py."""
+float64. Autograd, torch.compile and the like are in test_ms_deform_attn_contract.py."""
 
 import math
 
@@ -32,10 +32,10 @@ def check_against_float64(forward, backward, arguments):
     assert_close(output, reference.ms_deform_attn(*exact), dtype)
     grad = msda_grad(arguments)
     expected = reference.ms_deform_attn_backward(grad.double(), *exact, ALL)
-    for result, wanted, of in zip(
+    for result, wanted, index in zip(
         backward(grad, *arguments, ALL), expected, (0, 3, 4), strict=True
     ):
-        assert result.dtype == arguments[of].dtype
+        assert result.dtype == arguments[index].dtype
         assert_close(result, wanted, dtype)
 
 
@@ -147,9 +147,9 @@ def test_every_size_may_be_zero(empty, dtype):
 def test_inputs_need_not_be_contiguous():
     arguments = msda_arguments(torch.float32)
     grad = msda_grad(arguments)
-    apart = [spread(x) if torch.is_tensor(x) else x for x in arguments]
-    assert not any(x.is_contiguous() for x in apart[:5])
-    assert_all_equal(results(apart, spread(grad)), results(arguments, grad))
+    scattered = [spread(x) if torch.is_tensor(x) else x for x in arguments]
+    assert not any(x.is_contiguous() for x in scattered[:5])
+    assert_all_equal(results(scattered, spread(grad)), results(arguments, grad))
 
 
 @pytest.mark.compares_bits
@@ -196,9 +196,9 @@ def test_a_map_may_have_more_than_2_to_the_31_numbers():
     assert_close(OP(*arguments), reference.ms_deform_attn(*exact), torch.float16)
     grad, mask = msda_grad(arguments), [False, True, True]
     _, by_where, by_weights = BACKWARD(grad, *arguments, mask)
-    _, expected, of_weights = reference.ms_deform_attn_backward(grad.double(), *exact, mask)
+    _, expected, expected_weights = reference.ms_deform_attn_backward(grad.double(), *exact, mask)
     assert_close(by_where, expected * side / 3, torch.float16)
-    assert_close(by_weights, of_weights, torch.float16)
+    assert_close(by_weights, expected_weights, torch.float16)
 
 
 @needs_kernel
@@ -218,8 +218,8 @@ def test_a_stride_may_pass_2_to_the_31():
     arguments = list(msda_arguments(torch.float16))
     grad = msda_grad(arguments)
     expected = results(arguments, grad)
-    apart = lazy_zeros(2**31 + 1000).as_strided(arguments[0].shape, (2**31, 15, 5, 1))
-    arguments[0] = apart.copy_(arguments[0])
+    scattered = lazy_zeros(2**31 + 1000).as_strided(arguments[0].shape, (2**31, 15, 5, 1))
+    arguments[0] = scattered.copy_(arguments[0])
     assert_all_equal(results(arguments, grad), expected)
 
 
@@ -290,12 +290,12 @@ def test_a_bad_channel_reaches_only_its_own_output(bad, dtype, d):
     poisoned = value.clone()
     poisoned[1, :, 2, 3] = bad
     output, by_value, *by_samples = results((poisoned, *others), grad)
-    expected, of_value, *of_samples = results(arguments, grad)
+    expected, expected_value, *expected_samples = results(arguments, grad)
     assert not output[1, :, 2 * d + 3].isfinite().any()
     output[1, :, 2 * d + 3] = expected[1, :, 2 * d + 3]
-    for gradient, wanted in zip(by_samples, of_samples, strict=True):
+    for gradient, wanted in zip(by_samples, expected_samples, strict=True):
         gradient[1, :, 2] = wanted[1, :, 2]
-    assert_all_equal((output, by_value, *by_samples), (expected, of_value, *of_samples))
+    assert_all_equal((output, by_value, *by_samples), (expected, expected_value, *expected_samples))
 
 
 @pytest.mark.compares_bits
@@ -309,12 +309,12 @@ def test_a_bad_gradient_reaches_only_what_its_query_sampled(bad, dtype, d):
     alone = torch.zeros_like(grad)
     alone[head] = 1
     read = pixels_read(arguments, alone)
-    _, of_value, *of_samples = results(arguments, grad)
+    _, expected_value, *expected_samples = results(arguments, grad)
     grad[head] = bad
     _, by_value, *by_samples = results(arguments, grad)
     assert not by_value[read].isfinite().any()
-    assert torch.equal(by_value[~read], of_value[~read])
-    for gradient, wanted in zip(by_samples, of_samples, strict=True):
+    assert torch.equal(by_value[~read], expected_value[~read])
+    for gradient, wanted in zip(by_samples, expected_samples, strict=True):
         off_the_map = wanted[1, 4, 2] == 0
         assert off_the_map.any()
         assert not gradient[1, 4, 2][off_the_map].any()

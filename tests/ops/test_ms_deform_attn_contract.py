@@ -1,5 +1,5 @@
-"""The operator's manners in the rest of torch: autograd, autocast, compilation, export, vmap, and
-what it says of wrong arguments. Its numbers are in test_ms_deform_attn.py."""
+"""The operator in the rest of torch: autograd, autocast, compilation, export, vmap, and what it
+says of wrong arguments. Its numbers are in test_ms_deform_attn.py."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The operators' manners on a GPU. Their numbers there are tested by test_ms_deform_attn.py,
+"""How the operators behave on a GPU. Their numbers there are tested by test_ms_deform_attn.py,
 test_point_sample.py and test_fuzz.py, which run on CUDA as well where there is a GPU."""
 
 import re

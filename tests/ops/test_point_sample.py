@@ -1,5 +1,5 @@
 """The numbers of the operator, compiled where the library is built, against the reference in
-float64. Its manners in autograd, torch.compile and so on are in test_point_sample_contract.py."""
+float64. Autograd, torch.compile and the like are in test_point_sample_contract.py."""
 
 import math
 
@@ -8,6 +8,7 @@ import torch
 
 from mask2former_ops import point_sample, reference
 from tests.ops.samples import (
+    channels_last,
     generator,
     lazy_zeros,
     on_the_grid,
@@ -26,6 +27,9 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 MASKS = [torch.bool, torch.uint8]
 BOTH = [True, True]
 POINTS = [(2, 11), (1, 11), (2, 3, 4), (1, 3, 4)]
+CONTIGUOUS_AND_CHANNELS_LAST = pytest.mark.parametrize(
+    "layout", [torch.clone, channels_last], ids=["contiguous", "channels_last"]
+)
 
 
 def check_against_float64(forward, backward, input, points, align_corners=False):
@@ -68,10 +72,11 @@ def test_half_inputs_may_come_with_float32_points(dtype):
     check_against_float64(OP, BACKWARD, *point_arguments(dtype, point_dtype=torch.float32))
 
 
+@CONTIGUOUS_AND_CHANNELS_LAST
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES + MASKS)
 @pytest.mark.parametrize(("forward", "backward"), IMPLEMENTATIONS, ids=["operator", "reference"])
-def test_points_may_lie_exactly_on_the_pixel_grid(forward, backward, dtype, align_corners):
+def test_points_may_lie_exactly_on_the_pixel_grid(forward, backward, dtype, align_corners, layout):
     """Centres and edges, where another rounding would take the slope of the next cell."""
     sizes = [(9, 17), (1, 5), (129, 2)] if align_corners else [(8, 16), (1, 4), (128, 2)]
     if dtype != torch.float64:  # between the roundings of these sizes either slope is right
@@ -79,23 +84,51 @@ def test_points_may_lie_exactly_on_the_pixel_grid(forward, backward, dtype, alig
     for size in sizes:
         input, points = point_arguments(dtype, size=size, points=(1, 300))
         points[0] = on_the_grid(size, 300, align_corners=align_corners)
-        check_against_float64(forward, backward, input, points, align_corners)
+        check_against_float64(forward, backward, layout(input), points, align_corners)
 
 
+@CONTIGUOUS_AND_CHANNELS_LAST
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (300, 501)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
-def test_maps_of_any_size(dtype, size):
-    check_against_float64(OP, BACKWARD, *point_arguments(dtype, size=size, points=(1, 40)))
+def test_maps_of_any_size(dtype, size, layout):
+    input, points = point_arguments(dtype, size=size, points=(1, 40))
+    check_against_float64(OP, BACKWARD, layout(input), points)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("points", [(2, 70), (1, 70)])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("points", [(2, 70), (1, 70), (2, 3, 24)])
+@pytest.mark.parametrize("c", [2, 3, 9, 40, 131])
 @pytest.mark.parametrize("dtype", DTYPES + MASKS)
-def test_channels_may_lie_side_by_side(dtype, points):
-    input, points = point_arguments(dtype, c=40, points=points)
-    last = input.contiguous(memory_format=torch.channels_last)
+def test_channels_may_lie_side_by_side(dtype, c, points, align_corners):
+    input, points = point_arguments(dtype, c=c, points=points)
+    last = channels_last(input)
     assert last.stride(1) == 1
-    check_against_float64(OP, BACKWARD, last, points)
+    check_against_float64(OP, BACKWARD, last, points, align_corners)
+
+
+@pytest.mark.compares_bits
+@pytest.mark.parametrize("dtype", DTYPES + MASKS)
+def test_channels_side_by_side_may_be_some_of_many(dtype):
+    input, points = point_arguments(dtype, c=40)
+    last, some = channels_last(input[:, 5:25]), channels_last(input)[:, 5:25]
+    assert last.stride() != some.stride()
+    grad, mask = point_grad(some, points), [dtype.is_floating_point, True]
+    assert torch.equal(OP(some, points), OP(last, points))
+    assert_all_equal(
+        BACKWARD(grad, some, points, False, mask), BACKWARD(grad, last, points, False, mask)
+    )
+
+
+@pytest.mark.compares_bits
+@pytest.mark.parametrize("points", [(3, 1000), (1, 1000)])
+def test_channels_side_by_side_give_bit_identical_gradients_of_the_input(points):
+    """They do not read it."""
+    input, points = point_arguments(torch.float32, n=3, c=20, points=points)
+    grad = point_grad(input, points)
+    assert torch.equal(
+        results(channels_last(input), points, grad)[1], results(input, points, grad)[1]
+    )
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -154,21 +187,19 @@ def test_masks_are_sampled_like_the_numbers_they_stand_for():
 @pytest.mark.compares_bits
 def test_inputs_need_not_be_contiguous():
     arguments = [*point_arguments(torch.float32), point_grad(*point_arguments(torch.float32))]
-    apart = [spread(x) for x in arguments]
-    assert not any(x.is_contiguous() for x in apart)
-    assert_all_equal(results(*apart), results(*arguments))
+    scattered = [spread(x) for x in arguments]
+    assert not any(x.is_contiguous() for x in scattered)
+    assert_all_equal(results(*scattered), results(*arguments))
 
 
 @pytest.mark.compares_bits
 def test_inputs_may_be_transposed_or_expanded():
-    """Channels last, rows and columns swapped, and strides of zero."""
+    """Rows and columns swapped, and strides of zero."""
     input, points = point_arguments(torch.float32)
     grad = point_grad(input, points)
-    last = input.contiguous(memory_format=torch.channels_last)
     turned = input.mT.contiguous().mT
-    for view in (last, turned):
-        assert not view.is_contiguous()
-        assert_all_equal(results(view, points, grad), results(input, points, grad))
+    assert not turned.is_contiguous()
+    assert_all_equal(results(turned, points, grad), results(input, points, grad))
     one = input[:1, :1].expand_as(input), points[:1].expand_as(points), grad[0, 0].expand_as(grad)
     assert_all_equal(results(*one), results(*(x.contiguous() for x in one)))
 
@@ -203,17 +234,22 @@ def test_a_batch_may_have_more_than_2_to_the_31_pixels():
     assert output.sum() == 14
 
 
-def test_a_stride_may_pass_2_to_the_31():
+@pytest.mark.parametrize("strides", [(2**31, 42, 7, 1), (2**31, 1, 21, 3)])
+def test_a_stride_may_pass_2_to_the_31(strides):
     input, points = point_arguments(torch.uint8)
-    apart = lazy_zeros(2**31 + 1000, dtype=torch.uint8)
-    apart = apart.as_strided(input.shape, (2**31, 42, 7, 1)).copy_(input)
-    assert torch.equal(point_sample(apart, points), point_sample(input, points))
+    scattered = lazy_zeros(2**31 + 1000, dtype=torch.uint8)
+    scattered = scattered.as_strided(input.shape, strides).copy_(input)
+    expected = point_sample(input, points).double()
+    assert_close(point_sample(scattered, points), expected, torch.float32)
 
 
 @pytest.mark.compares_bits
-def test_results_do_not_depend_on_the_number_of_threads():
-    input, points = point_arguments(torch.float32, n=3, c=20, size=(31, 17), points=(1, 9000))
+@CONTIGUOUS_AND_CHANNELS_LAST
+@pytest.mark.parametrize("points", [(3, 3000), (1, 9000)])
+def test_results_do_not_depend_on_the_number_of_threads(points, layout):
+    input, points = point_arguments(torch.float32, n=3, c=20, size=(31, 17), points=points)
     grad = point_grad(input, points)
+    input = layout(input)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 7):
@@ -231,10 +267,12 @@ def test_results_do_not_depend_on_the_number_of_threads():
 @pytest.mark.parametrize("coordinates", [[0], [1], [0, 1]], ids=["x", "y", "both"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30, -1e30, 6e4, -1, 2])
+@CONTIGUOUS_AND_CHANNELS_LAST
 def test_a_point_off_the_map_samples_zero_and_gets_no_gradient(
-    dtype, bad, coordinates, align_corners
+    layout, dtype, bad, coordinates, align_corners
 ):
     input, points = point_arguments(dtype, size=(2, 2), points=(1, 40))
+    input = layout(input)
     where = torch.rand(points.shape[:-1], generator=generator(3)) < 0.5
     calm = torch.where(where[..., None], torch.full_like(points, -2), points)
     for coordinate in coordinates:
@@ -262,20 +300,24 @@ def pixels_read(input, points, grad):
 @FOUR_KINDS_OF_POINTS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", BAD)
-def test_pixels_that_no_point_reads_may_be_anything(bad, dtype, points):
+@CONTIGUOUS_AND_CHANNELS_LAST
+def test_pixels_that_no_point_reads_may_be_anything(layout, bad, dtype, points):
     input, points = point_arguments(dtype, points=points)
+    input = layout(input)
     grad = point_grad(input, points)
     read = pixels_read(input, points, torch.ones_like(grad))
     assert 0.2 < read.double().mean() < 0.8
-    poisoned = torch.where(read, input, bad)
+    poisoned = layout(torch.where(read, input, bad))
     assert_all_equal(results(poisoned, points, grad), results(input, points, grad))
 
 
 @FOUR_KINDS_OF_POINTS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_channel_reaches_only_its_own_output(bad, dtype, points):
+@CONTIGUOUS_AND_CHANNELS_LAST
+def test_a_bad_channel_reaches_only_its_own_output(layout, bad, dtype, points):
     input, points = point_arguments(dtype, points=points, c=20)
+    input = layout(input)
     poisoned = input.clone()
     poisoned[1, 17] = bad
     output, expected = point_sample(poisoned, points), point_sample(input, points)
@@ -290,13 +332,15 @@ def test_a_bad_channel_reaches_only_its_own_output(bad, dtype, points):
 @FOUR_KINDS_OF_POINTS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_gradient_reaches_only_what_its_point_sampled(bad, dtype, points):
+@CONTIGUOUS_AND_CHANNELS_LAST
+def test_a_bad_gradient_reaches_only_what_its_point_sampled(layout, bad, dtype, points):
     input, points = point_arguments(dtype, points=points)
+    input = layout(input)
     grad = point_grad(input, points)
     one = (1, 2) + (1,) * (points.dim() - 2)
     at = (-1,) + (1,) * (points.dim() - 2)  # that point, also where the batch shares it
     points[at] = 0.47  # on the map
-    of_input, of_points = results(input, points, grad)[1:]
+    expected_input, expected_points = results(input, points, grad)[1:]
     alone = torch.zeros_like(grad)
     alone[one] = 1
     read = pixels_read(input, points, alone)
@@ -304,6 +348,6 @@ def test_a_bad_gradient_reaches_only_what_its_point_sampled(bad, dtype, points):
     grad[one] = bad
     by_input, by_points = results(input, points, grad)[1:]
     assert not by_input[read].isfinite().any()
-    assert torch.equal(by_input[~read], of_input[~read])
-    by_points[at] = of_points[at]
-    assert torch.equal(by_points, of_points)
+    assert torch.equal(by_input[~read], expected_input[~read])
+    by_points[at] = expected_points[at]
+    assert torch.equal(by_points, expected_points)

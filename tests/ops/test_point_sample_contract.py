@@ -1,5 +1,5 @@
-"""The operator's manners in the rest of torch: autograd, autocast, compilation, export, vmap, and
-what it says of wrong arguments. Its numbers are in test_point_sample.py."""
+"""The operator in the rest of torch: autograd, autocast, compilation, export, vmap, and what it
+says of wrong arguments. Its numbers are in test_point_sample.py."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.ops.contract import (
     check_many_gradients_at_a_time,
     check_vmap,
 )
-from tests.ops.samples import point_arguments, point_grad, spread
+from tests.ops.samples import channels_last, point_arguments, point_grad, spread
 
 OP = torch.ops.mask2former_ops.point_sample.default
 BACKWARD = torch.ops.mask2former_ops.point_sample_backward.default
@@ -81,11 +81,11 @@ def test_autocast_keeps_the_input_and_takes_float32_points(dtype):
     mask = input > 0
     with torch.autocast("cpu", dtype=dtype):
         output = point_sample(input, half)
-        of_half = point_sample(input.to(dtype), points)
-        of_mask = point_sample(mask, half)
+        from_half = point_sample(input.to(dtype), points)
+        from_mask = point_sample(mask, half)
     assert torch.equal(output, point_sample(input, half.float()))
-    assert torch.equal(of_half, point_sample(input.to(dtype), points))
-    assert torch.equal(of_mask, point_sample(mask, half.float()))
+    assert torch.equal(from_half, point_sample(input.to(dtype), points))
+    assert torch.equal(from_mask, point_sample(mask, half.float()))
     output.sum().backward()
     assert half.grad.dtype == dtype
 
@@ -113,7 +113,9 @@ def test_autocast_leaves_float64_alone():
     ],
 )
 @pytest.mark.parametrize("points", [(1, 5), (2, 2, 3)])
-@pytest.mark.parametrize("layout", [torch.clone, spread], ids=["contiguous", "spread"])
+@pytest.mark.parametrize(
+    "layout", [torch.clone, spread, channels_last], ids=["contiguous", "spread", "channels_last"]
+)
 def test_the_operator_passes_opcheck(sizes, points, layout):
     input, where = (layout(x) for x in point_arguments(points=points, **sizes))
     grad = layout(point_grad(input, where))
@@ -223,6 +225,15 @@ def test_a_wrong_argument_is_named(device, index, change, message):
     arguments[index] = change(arguments[index])
     with pytest.raises(RuntimeError, match="point_sample: " + message):
         point_sample(*(x.to(device) for x in arguments))
+
+
+@pytest.mark.parametrize("size", [(2**31, 1), (1, 2**31)])
+def test_maps_that_32_bits_cannot_count_are_refused(size):
+    input, points = torch.zeros(1, 1, 1, 1).expand(1, 1, *size), torch.zeros(1, 5, 2)
+    with pytest.raises(RuntimeError, match=r"input must have fewer than 2\^31 rows and columns"):
+        point_sample(input, points)
+    with pytest.raises(RuntimeError, match=r"input must have fewer than 2\^31 rows and columns"):
+        BACKWARD(torch.zeros(1, 1, 5), input, points, False, BOTH)
 
 
 def test_half_inputs_take_no_other_half():

@@ -1,5 +1,6 @@
-"""Random points where masks are uncertain: those of the kernel to the bit, and what holds for those
-of the reference too. The operator's manners are in test_uncertain_points_contract.py."""
+"""Random points where masks are uncertain: the kernel's are bit-identical to an oracle's, and some
+things hold for the reference too. Wrong arguments and compilation are in
+test_uncertain_points_contract.py."""
 
 import functools
 import math
@@ -45,7 +46,7 @@ def philox(counter, key):
 
 
 def uniform_points(mask, seed, blocks, dtype):
-    """Those of so many blocks of 16 points, each from 8 counters, or two times 8 for float64."""
+    """The numbers of some blocks of 16 points, each from 8 counters, or twice 8 for float64."""
     counters = np.arange(blocks * (16 if dtype == torch.float64 else 8))
     zeros = np.zeros_like(counters)
     words = philox((counters, zeros, zeros + mask, zeros), (seed % 2**32, seed % 2**64 >> 32))
@@ -223,12 +224,12 @@ def test_the_chosen_are_the_candidates_nearest_to_zero(run, dtype):
     assert points.shape == (3, 100, 2)
     for own, drawn, map in zip(points, everything, logits, strict=True):
         size = point_sample(map[None, None], drawn[None])[0, 0].abs().double()
-        places = {tuple(point): i for i, point in enumerate(drawn.tolist())}
-        assert len(places) == 300
-        index = [places[tuple(point)] for point in own[:75].tolist()]
+        index_of = {tuple(point): i for i, point in enumerate(drawn.tolist())}
+        assert len(index_of) == 300
+        index = [index_of[tuple(point)] for point in own[:75].tolist()]
         assert len(set(index)) == 75
         assert size[index].max() <= size.sort().values[74]
-        assert not places.keys() & {tuple(point) for point in own[75:].tolist()}
+        assert not index_of.keys() & {tuple(point) for point in own[75:].tolist()}
 
 
 @implementations

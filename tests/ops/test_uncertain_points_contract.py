@@ -1,4 +1,4 @@
-"""The public function, and the operator's manners: what it says of wrong arguments, fake tensors,
+"""The public function, and the operator in the rest of torch: wrong arguments, fake tensors,
 compilation. Its numbers are in test_uncertain_points.py."""
 
 import functools

@@ -12,14 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-from mask2former.training.watcher import Watcher
+from mask2former.training.callback import Callback
 from tests.training.killing import kill_at_call
 from tests.training.scenes import RECIPE, train_scenes
 
-SETTINGS = RECIPE.replace(steps=16, save_every=1, ema=0.9)
+SETTINGS = RECIPE.replace(max_steps=16, save_steps=1, ema=0.9)
 
 
-class Ticks(Watcher):
+class Ticks(Callback):
     """A byte for every step."""
 
     def __init__(self, pipe: int) -> None:
@@ -30,16 +30,16 @@ class Ticks(Watcher):
 
 
 def start(out: Path, call: int = 0) -> tuple[int, int]:
-    """A process that goes on with the run, and kills itself at that call unless it is 0; its ticks.
+    """A process that resumes the run, and kills itself at that call unless it is 0; and its ticks.
 
-    Forked, because to start Python anew for every one would take minutes.
+    Forked, because starting Python for each would take minutes.
     """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         if call:
             kill_at_call(call)
-        train_scenes(out, SETTINGS, resume=True, watchers=[Ticks(writer)])
+        train_scenes(out, SETTINGS, resume=True, callbacks=[Ticks(writer)])
         os._exit(0)
     os.close(writer)
     return child, reader

@@ -6,12 +6,12 @@ from mask2former import Mask2FormerImageProcessor
 from mask2former.data.scene_dataset import SceneDataset
 from mask2former.scenes.scene import ID2LABEL
 from mask2former.training.recipe import Recipe
-from mask2former.training.run import Outcome, train
+from mask2former.training.run import Outcome, train_on_batches
 from tests.reference import tiny_model
 
 SCENES = SceneDataset(range(4), 32)
 RECIPE = Recipe(
-    steps=6, batch_size=2, save_every=2, evaluate_every=2, warmup_steps=0, learning_rate=1e-3
+    max_steps=6, global_batch_size=2, save_steps=2, eval_steps=2, warmup_steps=0, learning_rate=1e-3
 )
 
 
@@ -41,10 +41,10 @@ def train_scenes(out, recipe=RECIPE, *, model=None, loader=None, **options) -> O
     model = model or scene_model()
     loader = loader or batches(recipe.images_per_pass)
     processor = Mask2FormerImageProcessor(size={"height": 32, "width": 32})
-    return train(model, processor, loader, recipe, out, **options)
+    return train_on_batches(model, processor, loader, recipe, out, **options)
 
 
 def same_weights(one, other) -> bool:
-    """Whether two models agree to the bit."""
+    """Whether the weights of two models are bit-identical."""
     one, other = one.state_dict(), other.state_dict()
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)

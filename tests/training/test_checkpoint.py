@@ -88,15 +88,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(file, damage,
     found, said = reports(tmp_path)
     assert found.step == 1
     assert len(said) == 1
-    assert f"{path} is damaged" in said[0] and said[0].endswith("The run goes on from step-000001.")
-    # Its place can be taken.
+    assert f"{path} is damaged" in said[0] and said[0].endswith(
+        "The run continues from step-000001."
+    )
+    # A new checkpoint may have its name.
     save_checkpoint(tmp_path, checkpoint(2), keep=2)
     assert reports(tmp_path)[0].step == 2
 
 
 def test_when_all_are_damaged_that_is_an_error(tmp_path):
     truncate(save_checkpoint(tmp_path, checkpoint(1), keep=1) / "model.safetensors")
-    with pytest.raises(DataError, match="step-000001 is damaged.*begin the run anew"):
+    with pytest.raises(DataError, match="step-000001 is damaged.*begin another run"):
         reports(tmp_path)
 
 

@@ -30,8 +30,8 @@ def test_classes_of_the_same_name_and_no_object_keep_their_rows(names, rows, kep
     assert said == (kept, [name for name in names if name not in kept])
     assert model.config.id2label == dict(enumerate(names))
     assert model.class_predictor.out_features == len(names) + 1
-    for place, row in enumerate(rows):
-        weight, bias = model.class_predictor.weight[place], model.class_predictor.bias[place]
+    for label, row in enumerate(rows):
+        weight, bias = model.class_predictor.weight[label], model.class_predictor.bias[label]
         if row is None:
             assert not (weight == before.class_predictor.weight[:, None]).all(-1).any()
             assert 0 < weight.abs().max() <= 2 * model.config.init_std and bias == 0

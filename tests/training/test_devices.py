@@ -28,8 +28,8 @@ def test_batch_norms_of_timm_keep_their_activation():
 
 def test_a_second_precision_in_a_process_is_refused():
     make_accelerator(Recipe(precision="no"))
-    make_accelerator(Recipe(precision="no", gradient_accumulation=2))
-    with pytest.raises(RecipeError, match="precision is 'bf16', but Accelerate is at 'no' in this"):
+    make_accelerator(Recipe(precision="no", gradient_accumulation_steps=2))
+    with pytest.raises(RecipeError, match="precision is 'bf16', but Accelerate has 'no' in this"):
         make_accelerator(Recipe(precision="bf16"))
 
 

@@ -22,10 +22,10 @@ from mask2former import (
 from mask2former.data.scene_dataset import SceneDataset
 from mask2former.evaluation.evaluate import evaluate
 from mask2former.io.errors import DataError
+from mask2former.training.callback import Callback
 from mask2former.training.devices import make_accelerator
 from mask2former.training.recipe import Recipe, RecipeError
 from mask2former.training.run import Evaluation
-from mask2former.training.watcher import Watcher
 from tests.reference import make_labels, same_points, tiny_model
 from tests.training.scenes import RECIPE, batches, train_scenes
 
@@ -176,8 +176,8 @@ def what_the_trainer_sees(rank: int) -> tuple[int, int, str]:
     return accelerator.process_index, accelerator.num_processes, str(refusal.value)
 
 
-class FullDisk(Watcher):
-    """Of the first process only, as all watchers are."""
+class FullDisk(Callback):
+    """Of the first process only, as all callbacks are."""
 
     def on_step(self, step, losses, lr, images, seconds):
         raise DataError("curves.png cannot be written.")
@@ -219,11 +219,11 @@ def how_runs_fail(rank: int, folder: Path) -> dict[str, str]:
     cases = {
         "a lost image": {"loader": batches_with(vanish)},
         "a loss that is not finite": {"loader": batches_with(poison)},
-        "a full disk": {**sound, "watchers": [FullDisk()]},
+        "a full disk": {**sound, "callbacks": [FullDisk()]},
         "a lost validation image": {**sound, "evaluate": measured_scenes},
     }
     raised = {}
-    recipe = RECIPE.replace(batch_size=4, evaluate_every=1)
+    recipe = RECIPE.replace(global_batch_size=4, eval_steps=1)
     for number, (case, options) in enumerate(cases.items()):
         with pytest.raises((DataError, FloatingPointError)) as error:
             train_scenes(folder / str(number), recipe, **options)

@@ -11,12 +11,12 @@ from mask2former.training import history
 from mask2former.training.history import History, read_history
 
 
-def run(watcher, steps, evaluate_every: int = 0) -> None:
-    """Tell a watcher of steps whose figures are known from their numbers."""
+def run(callback, steps, eval_steps: int = 0) -> None:
+    """Tell a callback of steps whose figures are known from their numbers."""
     for step in steps:
-        watcher.on_step(step, {"loss": step, "loss_mask": float(step)}, 1 / step, 8, 2.0)
-        if evaluate_every and step % evaluate_every == 0:
-            watcher.on_evaluation(step, {"pq": step / 100})
+        callback.on_step(step, {"loss": step, "loss_mask": float(step)}, 1 / step, 8, 2.0)
+        if eval_steps and step % eval_steps == 0:
+            callback.on_evaluation(step, {"pq": step / 100})
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def contents(out: Path) -> list[dict]:
 
 @pytest.mark.usefixtures("undrawn")
 def test_lines_are_means_of_steps_and_evaluations(tmp_path):
-    watcher = History(tmp_path, every=2)
-    run(watcher, range(1, 6), evaluate_every=4)
-    watcher.close()
+    callback = History(tmp_path, every=2)
+    run(callback, range(1, 6), eval_steps=4)
+    callback.close()
     speed = {"images_per_second": 4.0, "seconds": 2.0}
     assert contents(tmp_path) == [
         {"step": 2, "loss": 1.5, "loss_mask": 1.5, "lr": 1 / 2, **speed},
@@ -52,20 +52,20 @@ def test_a_resumed_run_drops_what_came_after_and_goes_on(tmp_path, resumed):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     for out in (killed, whole):
         out.mkdir()
-    run(History(killed, every=1), range(1, 11), evaluate_every=5)  # never closed
+    run(History(killed, every=1), range(1, 11), eval_steps=5)  # never closed
     for out, steps in ((killed, range(resumed + 1, 14)), (whole, range(1, 14))):
-        watcher = History(out, every=1)
-        run(watcher, steps, evaluate_every=5)
-        watcher.close()
+        callback = History(out, every=1)
+        run(callback, steps, eval_steps=5)
+        callback.close()
     assert contents(killed) == contents(whole)
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_new_run_does_not_keep_the_history_of_an_old_one(tmp_path):
     run(History(tmp_path, every=1), range(1, 4))
-    watcher = History(tmp_path, every=1)
-    run(watcher, [1])
-    watcher.close()
+    callback = History(tmp_path, every=1)
+    run(callback, [1])
+    callback.close()
     assert [record["step"] for record in contents(tmp_path)] == [1]
 
 
@@ -76,9 +76,9 @@ def test_a_run_that_was_killed_within_a_line_is_resumed(tmp_path, cut):
     with (tmp_path / "history.jsonl").open("ab") as file:
         file.write(cut)
     assert [record["step"] for record in read_history(tmp_path / "history.jsonl")] == [1, 2, 3]
-    watcher = History(tmp_path, every=1)
-    run(watcher, range(4, 6))
-    watcher.close()
+    callback = History(tmp_path, every=1)
+    run(callback, range(4, 6))
+    callback.close()
     assert [record["step"] for record in contents(tmp_path)] == [1, 2, 3, 4, 5]
 
 
@@ -86,10 +86,10 @@ KILLED = """
 import itertools, sys
 from pathlib import Path
 from mask2former.training.history import History
-watcher = History(Path(sys.argv[1]), every=1)
+callback = History(Path(sys.argv[1]), every=1)
 print("ready", flush=True)
 for step in itertools.count(1):
-    watcher.on_step(step, {f"loss_mask_{i}": 1 / 3 for i in range(9)}, 1e-4, 8, 1.0)
+    callback.on_step(step, {f"loss_mask_{i}": 1 / 3 for i in range(9)}, 1e-4, 8, 1.0)
 """
 
 
@@ -107,9 +107,9 @@ def test_lines_are_on_disk_when_a_run_is_killed(tmp_path):
     assert process.returncode == -signal.SIGKILL
     steps = [record["step"] for record in read_history(path)]
     assert len(steps) > 20 and steps == list(range(1, len(steps) + 1))
-    watcher = History(tmp_path, every=1)
-    run(watcher, range(11, 13))
-    watcher.close()
+    callback = History(tmp_path, every=1)
+    run(callback, range(11, 13))
+    callback.close()
     assert [record["step"] for record in contents(tmp_path)] == list(range(1, 13))
 
 
@@ -123,33 +123,33 @@ def test_another_damaged_line_is_named(tmp_path, line):
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_is_not_finite_is_null(tmp_path):
-    watcher = History(tmp_path)
-    watcher.on_evaluation(3, {"ap": float("nan"), "pq": 0.5})
-    watcher.close()
+    callback = History(tmp_path)
+    callback.on_evaluation(3, {"ap": float("nan"), "pq": 0.5})
+    callback.close()
     assert contents(tmp_path) == [{"step": 3, "metrics": {"ap": None, "pq": 0.5}}]
 
 
 def test_curves_are_drawn_at_evaluations_and_at_the_end(tmp_path):
     pytest.importorskip("matplotlib")
-    watcher = History(tmp_path, every=1)
+    callback = History(tmp_path, every=1)
     picture = tmp_path / "curves.png"
-    run(watcher, range(1, 3))
+    run(callback, range(1, 3))
     assert not picture.exists()
-    watcher.on_evaluation(2, {"pq": 0.5})
+    callback.on_evaluation(2, {"pq": 0.5})
     first = picture.read_bytes()
-    run(watcher, range(3, 6))
+    run(callback, range(3, 6))
     assert picture.read_bytes() == first
-    watcher.close()
+    callback.close()
     assert picture.read_bytes() != first
 
 
 def test_without_matplotlib_the_run_goes_on_with_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(history, "find_spec", lambda name: None)
     said = []
-    watcher = History(tmp_path, every=1, report=said.append)
+    callback = History(tmp_path, every=1, report=said.append)
     assert said == []  # processes other than the first are told nothing
-    run(watcher, range(1, 5), evaluate_every=2)
-    watcher.close()
+    run(callback, range(1, 5), eval_steps=2)
+    callback.close()
     assert len(said) == 1 and "pip install mask2former[train]" in said[0]
     assert not (tmp_path / "curves.png").exists()
     assert len(contents(tmp_path)) == 6
@@ -157,14 +157,14 @@ def test_without_matplotlib_the_run_goes_on_with_one_sentence(tmp_path, monkeypa
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_full_disk_is_named(tmp_path):
-    watcher = History(tmp_path, every=1)
-    run(watcher, range(1, 3))
+    callback = History(tmp_path, every=1)
+    run(callback, range(1, 3))
 
     path = tmp_path / "history.jsonl"
     path.unlink()
     path.symlink_to("/dev/full")
     with pytest.raises(DataError, match=r"history.jsonl cannot be written \(No space left"):
-        run(watcher, [3])
+        run(callback, [3])
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
@@ -172,6 +172,6 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
         run(History(tmp_path / "missing"), [1])
 
 
-def test_a_watcher_that_is_told_nothing_writes_nothing(tmp_path):
+def test_a_callback_that_is_told_nothing_writes_nothing(tmp_path):
     History(tmp_path).close()
     assert list(tmp_path.iterdir()) == []

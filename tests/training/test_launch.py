@@ -17,8 +17,10 @@ pytest.importorskip("accelerate")
 
 SEVERAL = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 SEVERAL += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # a port that is free
-SETTINGS = "--steps 6 --batch-size 4 --gradient-accumulation 2 --learning-rate 1e-3"
-SETTINGS += " --warmup-steps 0 --workers 0 --evaluate-every 3 --save-every 6 --ema 0.5"
+SETTINGS = (
+    "--max-steps 6 --global-batch-size 4 --gradient-accumulation-steps 2 --learning-rate 1e-3"
+)
+SETTINGS += " --warmup-steps 0 --dataloader-num-workers 0 --eval-steps 3 --save-steps 6 --ema 0.5"
 
 # Parameters whose weights say nothing: shifts that a softmax over keys or a group norm takes away,
 # whose gradients are rounding, from which Adam makes steps of full length in any direction; and

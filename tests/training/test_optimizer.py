@@ -73,12 +73,12 @@ def test_frozen_parameters_are_left_out():
 
 def rates(**settings) -> list[list[float]]:
     """Of both groups, in every step."""
-    recipe = Recipe(steps=10, learning_rate=1.0, **{"warmup_steps": 0, **settings})
+    recipe = Recipe(max_steps=10, learning_rate=1.0, **{"warmup_steps": 0, **settings})
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1.0, 0.1)]
     optimizer = torch.optim.AdamW(groups)
     schedule = make_schedule(optimizer, recipe)
     seen = []
-    for _ in range(recipe.steps):
+    for _ in range(recipe.max_steps):
         seen.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         schedule.step()
@@ -120,7 +120,7 @@ def test_any_warm_up_fits_one_cycle(warmup):
 
 @pytest.mark.parametrize("schedule", ["step", "poly", "one-cycle", "constant"])
 def test_a_resumed_schedule_goes_on_where_it_was(schedule):
-    recipe = Recipe(steps=8, schedule=schedule, warmup_steps=2)
+    recipe = Recipe(max_steps=8, schedule=schedule, warmup_steps=2)
     model = nn.Linear(2, 2)
 
     def fresh():

@@ -14,13 +14,15 @@ from mask2former import (
     SwinConfig,
 )
 from mask2former.io.errors import DataError
+from mask2former.training.callback import Callback
 from mask2former.training.checkpoint import has_checkpoint, load_newest
 from mask2former.training.recipe import Recipe, RecipeError, read_recipe
 from mask2former.training.run import Evaluation
-from mask2former.training.watcher import Watcher
 from tests.reference import same_points
 from tests.training.full_disk import no_file_over
 from tests.training.scenes import RECIPE, batches, same_weights, scene_model, train_scenes
+
+TWO_PASSES = {"global_batch_size": 4, "gradient_accumulation_steps": 2}
 
 
 class Stop(Exception):
@@ -39,7 +41,7 @@ def broken_at(number: int, error: Exception, loader):
     return broken
 
 
-class Diary(Watcher):
+class Diary(Callback):
     """Remembers what it is told; may do something after a step."""
 
     def __init__(self, then=lambda step: None) -> None:
@@ -81,19 +83,19 @@ def saved_model(out):
     [
         (0, {}),
         (5, {"ema": 0.9, "schedule": "one-cycle", "warmup_steps": 2}),
-        (3, {"batch_size": 4, "gradient_accumulation": 2, "schedule": "poly", "steps": 4}),
+        (3, {**TWO_PASSES, "schedule": "poly", "max_steps": 4}),
     ],
 )
 def test_a_resumed_run_ends_with_the_same_weights(at, changes, tmp_path):
     recipe = RECIPE.replace(**changes)
     whole, resumed = scene_model(dropout=0.1), scene_model(dropout=0.1)
     train_scenes(tmp_path / "whole", recipe, model=whole)
-    at *= recipe.gradient_accumulation
+    at *= recipe.gradient_accumulation_steps
     loader = broken_at(at, Stop(), batches(recipe.images_per_pass))
     with pytest.raises(Stop):
         train_scenes(tmp_path / "broken", recipe, loader=loader, model=scene_model(dropout=0.1))
     outcome = train_scenes(tmp_path / "broken", recipe, model=resumed, resume=True)
-    assert outcome.step == recipe.steps and outcome.finished
+    assert outcome.step == recipe.max_steps and outcome.finished
     assert same_weights(whole, resumed)
     assert not same_weights(whole, scene_model(dropout=0.1))
     assert same_weights(saved_model(tmp_path / "whole"), saved_model(tmp_path / "broken"))
@@ -101,8 +103,8 @@ def test_a_resumed_run_ends_with_the_same_weights(at, changes, tmp_path):
 
 def test_the_loss_of_a_few_scenes_falls(tmp_path):
     diary = Diary()
-    recipe = RECIPE.replace(steps=40, save_every=100, clip_norm=1.0, learning_rate=3e-3)
-    train_scenes(tmp_path, recipe, watchers=[diary])
+    recipe = RECIPE.replace(max_steps=40, save_steps=100, max_grad_norm=1.0, learning_rate=3e-3)
+    train_scenes(tmp_path, recipe, callbacks=[diary])
     losses = [losses["loss"] for losses in diary.losses]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])  # measured: 0.6
 
@@ -110,7 +112,7 @@ def test_the_loss_of_a_few_scenes_falls(tmp_path):
 def test_a_run_leaves_model_processor_and_settings(tmp_path):
     model = scene_model()
     diary = Diary()
-    outcome = train_scenes(tmp_path, model=model, watchers=[diary])
+    outcome = train_scenes(tmp_path, model=model, callbacks=[diary])
     assert (outcome.step, outcome.finished, outcome.best) == (6, True, None)
     assert outcome.model == tmp_path / "model"
     assert same_weights(saved_model(tmp_path), model)
@@ -128,7 +130,7 @@ def test_a_run_leaves_model_processor_and_settings(tmp_path):
 
 def test_the_saved_model_has_the_averaged_weights(tmp_path):
     model = scene_model()
-    recipe = RECIPE.replace(ema=0.5, steps=2)
+    recipe = RECIPE.replace(ema=0.5, max_steps=2)
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     steps = []
 
@@ -141,7 +143,7 @@ def test_the_saved_model_has_the_averaged_weights(tmp_path):
                 decay * old + (1 - decay) * tensor if old.is_floating_point() else tensor
             )
 
-    train_scenes(tmp_path, recipe, model=model, watchers=[Diary(average)])
+    train_scenes(tmp_path, recipe, model=model, callbacks=[Diary(average)])
     assert steps == [1, 2]
     saved = saved_model(tmp_path).state_dict()
     for name, tensor in expected.items():
@@ -168,10 +170,10 @@ def test_the_same_images_twice_in_a_step_are_as_good_as_once(tmp_path):
 
     once, twice = swin(), swin()
     diary = Diary()
-    recipe = RECIPE.replace(steps=2, batch_size=4, gradient_accumulation=2)
+    recipe = RECIPE.replace(max_steps=2, global_batch_size=4, gradient_accumulation_steps=2)
     with same_points():
-        train_scenes(tmp_path / "once", RECIPE.replace(steps=2), model=once)
-        train_scenes(tmp_path / "twice", recipe, loader=repeated, model=twice, watchers=[diary])
+        train_scenes(tmp_path / "once", RECIPE.replace(max_steps=2), model=once)
+        train_scenes(tmp_path / "twice", recipe, loader=repeated, model=twice, callbacks=[diary])
     assert diary.steps == [1, 2] and diary.images == [4, 4]
     assert same_weights(once, twice)  # halves add up without rounding
 
@@ -187,8 +189,8 @@ def test_the_best_model_is_kept(tmp_path):
         return Evaluation({"other": 1.0, "pq": figures[step]}, {})
 
     diary = Diary()
-    recipe = RECIPE.replace(best_metric="pq", ema=0.9)
-    outcome = train_scenes(tmp_path, recipe, evaluate=evaluate, watchers=[diary])
+    recipe = RECIPE.replace(metric_for_best_model="pq", ema=0.9)
+    outcome = train_scenes(tmp_path, recipe, evaluate=evaluate, callbacks=[diary])
     assert outcome.best == {"step": 4, "metrics": {"other": 1.0, "pq": 0.5}}
     assert list(diary.metrics) == list(diary.pictures) == [2, 4, 6]
     best = saved_model(tmp_path).state_dict()
@@ -211,7 +213,7 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(tmp_path):
     assert saved_steps(tmp_path) == ["step-000002"]
     weights = load_newest(tmp_path / "checkpoints", pytest.fail).weights
     diary = Diary()
-    outcome = train_scenes(tmp_path, evaluate=evaluate, watchers=[diary], resume=True)
+    outcome = train_scenes(tmp_path, evaluate=evaluate, callbacks=[diary], resume=True)
     assert list(diary.metrics) == [2, 4, 6]
     assert all(torch.equal(weights[name], tensor) for name, tensor in seen[0].items())
     assert outcome.best["step"] == 2
@@ -224,12 +226,12 @@ def test_a_run_that_is_stopped_saves_at_once_and_evaluates_when_it_is_resumed(at
             os.kill(os.getpid(), signal.SIGTERM)
 
     stopped, resumed = Diary(kill), Diary()
-    options = {"recipe": RECIPE.replace(save_every=9), "evaluate": constant_figure}
-    outcome = train_scenes(tmp_path, watchers=[stopped], **options)
+    options = {"recipe": RECIPE.replace(save_steps=9), "evaluate": constant_figure}
+    outcome = train_scenes(tmp_path, callbacks=[stopped], **options)
     assert (outcome.step, outcome.finished) == (at, False)
     assert saved_steps(tmp_path) == [f"step-{at:06d}"]
     assert list(stopped.metrics) == list(range(2, at, 2))
-    assert train_scenes(tmp_path, watchers=[resumed], resume=True, **options).finished
+    assert train_scenes(tmp_path, callbacks=[resumed], resume=True, **options).finished
     assert list(resumed.metrics) == list(range(at, 7, 2))
 
 
@@ -238,9 +240,9 @@ def test_the_best_model_is_known_to_a_run_that_goes_on_from_before_it(tmp_path):
         if step == 5:
             raise Stop
 
-    recipe = RECIPE.replace(save_every=3, evaluate_every=4)
+    recipe = RECIPE.replace(save_steps=3, eval_steps=4)
     with pytest.raises(Stop):
-        train_scenes(tmp_path, recipe, evaluate=constant_figure, watchers=[Diary(break_at_six)])
+        train_scenes(tmp_path, recipe, evaluate=constant_figure, callbacks=[Diary(break_at_six)])
     assert saved_steps(tmp_path) == ["step-000003"]
     best = saved_model(tmp_path)
     outcome = train_scenes(tmp_path, recipe, evaluate=constant_figure, resume=True)
@@ -249,13 +251,16 @@ def test_the_best_model_is_known_to_a_run_that_goes_on_from_before_it(tmp_path):
 
 
 def test_a_metric_that_there_is_not_can_be_corrected(tmp_path):
-    with pytest.raises(RecipeError, match="best_metric is 'ap'; there are pq"):
-        train_scenes(tmp_path, RECIPE.replace(best_metric="ap"), evaluate=constant_figure)
-    with pytest.raises(RecipeError, match="best_metric is 'pg'; there are pq"):
+    with pytest.raises(RecipeError, match="metric_for_best_model is 'ap'; there are pq"):
+        train_scenes(tmp_path, RECIPE.replace(metric_for_best_model="ap"), evaluate=constant_figure)
+    with pytest.raises(RecipeError, match="metric_for_best_model is 'pg'; there are pq"):
         train_scenes(
-            tmp_path, RECIPE.replace(best_metric="pg"), evaluate=constant_figure, resume=True
+            tmp_path,
+            RECIPE.replace(metric_for_best_model="pg"),
+            evaluate=constant_figure,
+            resume=True,
         )
-    recipe = RECIPE.replace(best_metric="pq")
+    recipe = RECIPE.replace(metric_for_best_model="pq")
     assert train_scenes(tmp_path, recipe, evaluate=constant_figure, resume=True).finished
 
 
@@ -267,14 +272,14 @@ def test_evaluation_changes_no_weight(tmp_path):
         return Evaluation({"pq": 0.0})
 
     one, other = scene_model(), scene_model()
-    train_scenes(tmp_path / "without", RECIPE.replace(steps=4), model=one)
-    train_scenes(tmp_path / "with", RECIPE.replace(steps=4), model=other, evaluate=evaluate)
+    train_scenes(tmp_path / "without", RECIPE.replace(max_steps=4), model=one)
+    train_scenes(tmp_path / "with", RECIPE.replace(max_steps=4), model=other, evaluate=evaluate)
     assert same_weights(one, other)
 
 
 def test_an_unknown_best_metric_is_refused(tmp_path):
-    recipe = RECIPE.replace(best_metric="ap")
-    with pytest.raises(RecipeError, match="best_metric is 'ap'; there are pq, miou"):
+    recipe = RECIPE.replace(metric_for_best_model="ap")
+    with pytest.raises(RecipeError, match="metric_for_best_model is 'ap'; there are pq, miou"):
         train_scenes(tmp_path, recipe, evaluate=lambda model: Evaluation({"pq": 1.0, "miou": 1.0}))
 
 
@@ -290,7 +295,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_images(tmp_path):
 
     diary = Diary()
     with pytest.raises(FloatingPointError) as error:
-        train_scenes(tmp_path, loader=poisoned, watchers=[diary])
+        train_scenes(tmp_path, loader=poisoned, callbacks=[diary])
     assert "loss is not finite in step 4, whose images are scene 2, scene 3;" in str(error.value)
     assert "\n" not in str(error.value)
     assert diary.closed == 1
@@ -313,6 +318,24 @@ def test_a_gradient_that_is_not_finite_ends_the_run_too(tmp_path):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+def test_batches_are_closed_when_a_run_fails(tmp_path):
+    """Otherwise worker processes live as long as somebody holds the error."""
+    closed = []
+
+    def loader(**where):
+        try:
+            yield from batches()(**where)
+        finally:
+            closed.append(True)
+
+    def fail(step: int) -> None:
+        raise Stop
+
+    with pytest.raises(Stop) as error:
+        train_scenes(tmp_path, loader=loader, callbacks=[Diary(fail)])
+    assert closed and error.tb
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_the_run(number, tmp_path):
     def kill(step: int) -> None:
@@ -321,7 +344,7 @@ def test_a_signal_saves_and_ends_the_run(number, tmp_path):
 
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     model, whole = scene_model(), scene_model()
-    outcome = train_scenes(tmp_path / "one", watchers=[Diary(kill)])
+    outcome = train_scenes(tmp_path / "one", callbacks=[Diary(kill)])
     assert not outcome.finished
     assert outcome.step == 4  # the one that was under way
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
@@ -336,7 +359,7 @@ def test_a_second_interrupt_ends_the_run_at_once(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train_scenes(tmp_path, watchers=[Diary(interrupt_twice)])
+        train_scenes(tmp_path, callbacks=[Diary(interrupt_twice)])
 
 
 @pytest.mark.parametrize("moment", ["evaluating", "checkpoint", "best model"])
@@ -382,7 +405,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(tmp_path):
             disk.enter_context(no_file_over(20_000))
 
     with ExitStack() as disk, pytest.raises(DataError) as error:
-        train_scenes(tmp_path, watchers=[Diary(fill)])
+        train_scenes(tmp_path, callbacks=[Diary(fill)])
     sentence = str(error.value)
     assert f"Step 4 cannot be saved in {tmp_path} (" in sentence and "too large" in sentence
     assert "The last checkpoint is intact." in sentence and "\n" not in sentence
@@ -406,7 +429,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
     (damaged / "optimizer.pt").write_bytes(b"")
     said = []
     train_scenes(tmp_path, model=resumed, resume=True, report=said.append)
-    assert len(said) == 1 and str(damaged) in said[0] and "goes on from step-000004" in said[0]
+    assert len(said) == 1 and str(damaged) in said[0] and "continues from step-000004" in said[0]
     assert same_weights(whole, resumed)
 
 
@@ -416,7 +439,7 @@ def test_images_that_were_passed_over_are_reported(tmp_path):
             yield {**batch, "skipped": ["image 7 is damaged."]}
 
     said = []
-    train_scenes(tmp_path, RECIPE.replace(steps=1), loader=skipping, report=said.append)
+    train_scenes(tmp_path, RECIPE.replace(max_steps=1), loader=skipping, report=said.append)
     assert said == ["image 7 is damaged."]
 
 
@@ -441,23 +464,27 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(tmp_pat
 
 
 def test_a_run_is_not_overwritten(tmp_path):
-    train_scenes(tmp_path, RECIPE.replace(steps=2))
+    train_scenes(tmp_path, RECIPE.replace(max_steps=2))
     with pytest.raises(DataError, match="has a run already; resume it"):
-        train_scenes(tmp_path, RECIPE.replace(steps=2))
+        train_scenes(tmp_path, RECIPE.replace(max_steps=2))
 
 
 def test_a_run_is_not_resumed_with_settings_that_change_its_weights(tmp_path):
-    train_scenes(tmp_path, RECIPE.replace(steps=2))
+    train_scenes(tmp_path, RECIPE.replace(max_steps=2))
     with pytest.raises(RecipeError, match="was begun with learning_rate 0.001, not 0.1;"):
-        train_scenes(tmp_path, RECIPE.replace(steps=2, learning_rate=0.1), resume=True)
-    assert train_scenes(tmp_path, RECIPE.replace(steps=2, keep=1, workers=0), resume=True).finished
+        train_scenes(tmp_path, RECIPE.replace(max_steps=2, learning_rate=0.1), resume=True)
+    assert train_scenes(
+        tmp_path,
+        RECIPE.replace(max_steps=2, save_total_limit=1, dataloader_num_workers=0),
+        resume=True,
+    ).finished
 
 
 def test_a_run_is_not_resumed_with_another_model(tmp_path):
-    train_scenes(tmp_path, RECIPE.replace(steps=2))
+    train_scenes(tmp_path, RECIPE.replace(max_steps=2))
     with pytest.raises(DataError, match="are of another model; resume the run with the model"):
         train_scenes(
-            tmp_path, RECIPE.replace(steps=2), model=scene_model(num_queries=7), resume=True
+            tmp_path, RECIPE.replace(max_steps=2), model=scene_model(num_queries=7), resume=True
         )
 
 

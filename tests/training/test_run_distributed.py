@@ -20,7 +20,7 @@ def two_processes(folder, part: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_is_resumed_to_the_bit_however_its_parameters_are_split(tmp_path):
+def test_a_resumed_run_of_two_processes_is_bit_identical_with_ddp_and_fsdp(tmp_path):
     two_processes(tmp_path, "begin")
     for kind in ("ddp", "fsdp"):
         assert load_newest(tmp_path / kind / "broken/checkpoints", pytest.fail).step == 2

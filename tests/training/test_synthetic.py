@@ -30,7 +30,7 @@ def test_pretraining_changes_the_backbone_alone():
 
 def test_a_run_goes_on_where_it_ended_and_its_model_is_halved(tmp_path):
     recipe = synthetic.RECIPE.replace(
-        steps=3, warmup_steps=1, batch_size=2, workers=0, save_every=1
+        max_steps=3, warmup_steps=1, global_batch_size=2, dataloader_num_workers=0, save_steps=1
     )
     torch.manual_seed(0)
     model = tiny_model(num_labels=7).train()

@@ -26,12 +26,12 @@ def scalars(events, tag: str) -> list[tuple[int, float]]:
 
 
 def test_every_part_has_a_curve_and_one_for_each_prediction(tmp_path, events):
-    watcher = TensorBoard(tmp_path, every=2)
+    callback = TensorBoard(tmp_path, every=2)
     for step in range(1, 6):
         losses = {name: step * loss for name, loss in LOSSES.items()}
-        watcher.on_step(step, losses, 1e-4 / step, images=8, seconds=2.0)
-    watcher.on_evaluation(5, {"pq": 0.5})
-    watcher.close()
+        callback.on_step(step, losses, 1e-4 / step, images=8, seconds=2.0)
+    callback.on_evaluation(5, {"pq": 0.5})
+    callback.close()
     found = events(tmp_path)
     assert set(found.Tags()["scalars"]) == {
         *("loss/total", "loss/mask", "loss/dice"),
@@ -51,10 +51,10 @@ def test_every_part_has_a_curve_and_one_for_each_prediction(tmp_path, events):
 
 def test_a_resumed_run_hides_what_came_after(tmp_path, events):
     for steps, factor in ((range(1, 9), 1), (range(6, 11), 10)):
-        watcher = TensorBoard(tmp_path, every=1)
+        callback = TensorBoard(tmp_path, every=1)
         for step in steps:
-            watcher.on_step(step, {"loss_mask": float(factor * step)}, 1e-4, 8, 1.0)
-        watcher.close()
+            callback.on_step(step, {"loss_mask": float(factor * step)}, 1e-4, 8, 1.0)
+        callback.close()
     expected = [(step, step) for step in range(1, 6)]
     expected += [(step, 10 * step) for step in range(6, 11)]
     assert scalars(events(tmp_path), "loss/mask") == expected
@@ -62,10 +62,10 @@ def test_a_resumed_run_hides_what_came_after(tmp_path, events):
 
 def test_samples_are_shown_as_they_are(tmp_path, events):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
-    watcher = TensorBoard(tmp_path)
-    watcher.on_samples(10, {"a.jpg": Image.fromarray(pixels)})
-    watcher.on_samples(20, {"a.jpg": Image.fromarray(pixels[::-1])})
-    watcher.close()
+    callback = TensorBoard(tmp_path)
+    callback.on_samples(10, {"a.jpg": Image.fromarray(pixels)})
+    callback.on_samples(20, {"a.jpg": Image.fromarray(pixels[::-1])})
+    callback.close()
     shown = events(tmp_path).Images("samples/a.jpg")
     assert [image.step for image in shown] == [10, 20]
     assert (decoded(shown[0].encoded_image_string) == pixels).all()
@@ -82,16 +82,16 @@ def decoded(png: bytes) -> np.ndarray:
 def test_without_tensorboard_the_run_goes_on_with_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     said = []
-    watcher = TensorBoard(tmp_path, every=1, report=said.append)
+    callback = TensorBoard(tmp_path, every=1, report=said.append)
     assert said == []  # processes other than the first are told nothing
-    watcher.on_step(1, LOSSES, 1e-4, 8, 1.0)
-    watcher.on_evaluation(1, {"pq": 0.5})
-    watcher.on_samples(1, {"a": Image.new("RGB", (4, 4))})
-    watcher.close()
+    callback.on_step(1, LOSSES, 1e-4, 8, 1.0)
+    callback.on_evaluation(1, {"pq": 0.5})
+    callback.on_samples(1, {"a": Image.new("RGB", (4, 4))})
+    callback.close()
     assert len(said) == 1 and "pip install mask2former[train]" in said[0]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_watcher_that_is_told_nothing_writes_nothing(tmp_path):
+def test_a_callback_that_is_told_nothing_writes_nothing(tmp_path):
     TensorBoard(tmp_path).close()
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from mask2former.training.optimizer import make_optimizer
 from mask2former.training.run import Evaluation
 from tests.training.scenes import RECIPE, batches, scene_model, train_scenes
 
-SETTINGS = RECIPE.replace(steps=4, batch_size=8, gradient_accumulation=2, ema=0.9)
+SETTINGS = RECIPE.replace(max_steps=4, global_batch_size=8, gradient_accumulation_steps=2, ema=0.9)
 SWIN = SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=3)
 
 
@@ -51,7 +51,7 @@ def evaluate(model) -> Evaluation:
     return Evaluation({"size": sum(float(p.detach().abs().sum()) for p in model.parameters())})
 
 
-def run(folder: Path, last_step: int = SETTINGS.steps) -> None:
+def run(folder: Path, last_step: int = SETTINGS.max_steps) -> None:
     model = scene_model(backbone_config=SWIN)
     loader = two_each(last_step)
     train_scenes(folder, SETTINGS, model=model, loader=loader, evaluate=evaluate, resume=True)

@@ -6,13 +6,14 @@ are read: preparation/createPanopticImgs.py.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from mask2former.data.dataset import VOID, Sample, SegmentationDataset
+from mask2former.data.dataset import VOID, Sample, SegmentationDataset, Splits
 from mask2former.data.label_image import read_label_map
 from mask2former.data.records import BadRecords, Listing, PackedRecords, read_pixels
 from mask2former.io.errors import DataError
@@ -54,10 +55,10 @@ _OBJECTS = 1000
 _IMAGE_END, _MAP_END = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 
 
-def find_splits(root: Path) -> dict[str, Path]:
-    """The folders of images by split, those that have annotations."""
+def find_splits(root: Path) -> Splits:
+    """The splits in a folder that have images and annotations."""
     return {
-        folder.name: folder
+        folder.name: partial(Cityscapes, folder)
         for folder in sorted(root.glob("leftImg8bit/*/"))
         if (root / "gtFine" / folder.name).is_dir()
     }

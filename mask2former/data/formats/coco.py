@@ -15,13 +15,12 @@ import torch
 
 from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.data.formats.coco_json import (
+    CocoFile,
     ImageEntry,
     field,
     find_images,
-    lists,
     read_categories,
     read_images,
-    split_of,
     values_of,
 )
 from mask2former.data.formats.coco_mask import (
@@ -34,34 +33,6 @@ from mask2former.data.formats.coco_mask import (
 )
 from mask2former.data.records import BadRecords, PackedRecords, read_pixels
 from mask2former.io.errors import DataError
-from mask2former.io.files import read_json
-
-
-def find_splits(root: Path) -> dict[str, Path]:
-    """The instances files below a folder by split; of a file, those of its kind beside it."""
-    if root.is_file():
-        family = root.parent.glob("instances_*.json") if root.name.startswith("instances_") else []
-        if root.name == "_annotations.coco.json":
-            family = root.parent.parent.glob("*/_annotations.coco.json")
-        return {split_of(file): file for file in sorted({root, *family})}
-    files = [
-        *root.glob("annotations/instances_*.json"),
-        *root.glob("instances_*.json"),
-        *root.glob("*/_annotations.coco.json"),
-        *root.glob("_annotations.coco.json"),
-    ]
-    if not files:  # files by other names are known by what is in them
-        files = [*root.glob("*.json"), *root.glob("annotations/*.json")]
-        files = [file for file in files if looks_like_instances(file)]
-    return {split_of(file): file for file in sorted(files)}
-
-
-def looks_like_instances(file: Path) -> bool:
-    """Whether a JSON file, broken perhaps, is one of COCO's with objects."""
-    text = file.read_bytes()
-    return b'"segments_info"' not in text and all(
-        key in text for key in (b'"images"', b'"annotations"', b'"categories"')
-    )
 
 
 class CocoInstances(SegmentationDataset):
@@ -79,10 +50,10 @@ class CocoInstances(SegmentationDataset):
 
     task = "instance"
 
-    def __init__(self, file: Path, images: Path | None = None, skip_bad: bool = False) -> None:
+    def __init__(self, file: CocoFile, images: Path | None = None, skip_bad: bool = False) -> None:
         require_mask_api()
-        self.file = file
-        image_list, annotations, categories = lists(read_json(file), file)
+        image_list, annotations, categories = file.lists()
+        self.file = file = file.path
         categories = read_categories(categories, values_of(annotations, "category_id"), file)
         self.category_ids = [category["id"] for category in categories]
         self.id2label = {label: category["name"] for label, category in enumerate(categories)}

@@ -1,4 +1,4 @@
-"""What COCO's instances and panoptic files have in common: categories, images, where these lie."""
+"""What COCO's instances and panoptic files have in common: the file, categories, images."""
 
 from __future__ import annotations
 
@@ -7,15 +7,49 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mask2former.data.records import BadRecords, Listing
 from mask2former.io.errors import DataError
+from mask2former.io.files import parse_json
 
 # So many of a file's images are looked for to find the folder that they are in.
 _PROBES = 20
 
+ROBOFLOW_NAME = "_annotations.coco.json"
+
 _KINDS = {int: "a whole number", str: "text", list: "a list"}
+
+
+class CocoFile:
+    """A JSON file that may be one of COCO's. Telling its kind and opening it read it once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._content: bytes | None = None
+
+    def _read(self) -> bytes:
+        if self._content is None:
+            self._content = self.path.read_bytes()
+        return self._content
+
+    @property
+    def kind(self) -> Literal["panoptic", "instances"] | None:
+        """What the file annotates, broken as it may be; None if it is no file of COCO's."""
+        content = self._read()
+        if b'"segments_info"' in content:
+            return "panoptic"
+        keys = (b'"images"', b'"annotations"', b'"categories"')
+        return "instances" if all(key in content for key in keys) else None
+
+    def lists(self) -> list[list[Any]]:
+        """Images, annotations and categories; DataError if one is missing."""
+        values = parse_json(self._read(), self.path)
+        self._content = None  # as large as the file, and a file is opened once
+        return [
+            field(values, key, list, f"{self.path}, a COCO file,")
+            for key in ("images", "annotations", "categories")
+        ]
 
 
 @dataclass
@@ -46,17 +80,9 @@ def values_of(records: list[Any], key: str) -> set[int | str]:
     return {value for value in values if isinstance(value, (int, str))}
 
 
-def lists(values: dict[str, Any], file: Path) -> list[list[Any]]:
-    """The file's images, annotations and categories; DataError if one is missing."""
-    return [
-        field(values, key, list, f"{file}, a COCO file,")
-        for key in ("images", "annotations", "categories")
-    ]
-
-
 def split_of(file: Path) -> str:
     """The name of the split that an annotation file is for."""
-    if file.name == "_annotations.coco.json":  # Roboflow's, one in the folder of each split
+    if file.name == ROBOFLOW_NAME:  # one in the folder of each split
         return file.parent.name
     kind, _, split = file.stem.partition("_")
     return split if kind in ("instances", "panoptic") and split else file.stem

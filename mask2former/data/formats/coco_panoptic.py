@@ -15,39 +15,21 @@ import torch
 from mask2former.data.dataset import VOID, Sample, SegmentationDataset
 from mask2former.data.formats.coco import check_crowd, check_measures
 from mask2former.data.formats.coco_json import (
+    CocoFile,
     ImageEntry,
     field,
     find_images,
-    lists,
     path_of,
     read_categories,
     read_images,
-    split_of,
     values_of,
 )
 from mask2former.data.records import BadRecords, Listing, PackedRecords, read_pixels
 from mask2former.images.read import open_image
 from mask2former.images.visualization import rgb_to_id_map
 from mask2former.io.errors import DataError
-from mask2former.io.files import read_json
 
 _VOID_ID = 0  # the colour of pixels that belong to no segment
-
-
-def find_splits(root: Path) -> dict[str, Path]:
-    """The panoptic files below a folder by split; of a file, those named like it beside it too."""
-    if root.is_file():
-        family = root.parent.glob("panoptic_*.json") if root.name.startswith("panoptic_") else []
-        files = {root, *(file for file in family if png_folder(file))}
-    else:
-        candidates = [*root.glob("annotations/*.json"), *root.glob("*.json")]
-        files = {f for f in candidates if png_folder(f) and looks_like_panoptic(f)}
-    return {split_of(file): file for file in sorted(files)}
-
-
-def looks_like_panoptic(file: Path) -> bool:
-    """Whether a JSON file, broken perhaps, is one of COCO's with segments."""
-    return b'"segments_info"' in file.read_bytes()
 
 
 def png_folder(file: Path) -> Path | None:
@@ -70,9 +52,9 @@ class CocoPanoptic(SegmentationDataset):
 
     task = "panoptic"
 
-    def __init__(self, file: Path, images: Path | None = None, skip_bad: bool = False) -> None:
-        self.file = file
-        image_list, annotations, categories = lists(read_json(file), file)
+    def __init__(self, file: CocoFile, images: Path | None = None, skip_bad: bool = False) -> None:
+        image_list, annotations, categories = file.lists()
+        self.file = file = file.path
         maps = png_folder(file)
         if maps is None:
             raise DataError(f"{file} has no folder {file.stem} beside it; put its PNG files there.")

@@ -10,6 +10,7 @@ Rows of two kinds are taken:
 
 from __future__ import annotations
 
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mask2former.data.dataset import Sample, SegmentationDataset
+from mask2former.data.dataset import Sample, SegmentationDataset, Splits
 from mask2former.data.formats.class_numbers import ClassNumbers, find_class_numbers, read_names
 from mask2former.data.formats.coco import check_crowd, check_measures, check_segmentation
 from mask2former.data.formats.coco_mask import decode, require_mask_api
@@ -26,7 +27,7 @@ from mask2former.data.formats.label_folder import ONLY_SPLIT
 from mask2former.data.label_image import class_segments, label_array
 from mask2former.data.records import BadRecords
 from mask2former.images.read import DECODING_ERRORS
-from mask2former.images.tensors import image_tensor
+from mask2former.images.tensors import rgb_image
 from mask2former.io.errors import DataError
 from mask2former.io.files import read_json
 from mask2former.io.optional import require_package
@@ -38,56 +39,80 @@ MAP_COLUMNS = (
 )
 
 
-def find_splits(root: Path) -> list[str]:
-    """The splits of a folder in this format; none of any other."""
+def find_splits(root: Path) -> Splits:
+    """The splits in a folder, "all" where it has none."""
     if (root / "dataset_dict.json").is_file():
-        return list(read_json(root / "dataset_dict.json").get("splits", []))
-    is_one = (root / "dataset_info.json").is_file() and (root / "state.json").is_file()
-    return [ONLY_SPLIT] if is_one else []
+        splits = list(read_json(root / "dataset_dict.json").get("splits", []))
+    elif (root / "dataset_info.json").is_file() and (root / "state.json").is_file():
+        splits = [ONLY_SPLIT]
+    else:
+        return {}
+    folder = _Folder(root)
+    return {split: partial(folder.open, split) for split in splits}
 
 
-def open_split(root: Path, split: str, reduce_labels: bool, skip_bad: bool) -> SegmentationDataset:
-    """A split of the data set in a folder, as its columns tell."""
-    require_package("datasets", f"Reading {root}", install="datasets")
-    import datasets
+class _Folder:
+    """A folder in this format, loaded once for all its splits."""
 
-    try:
-        splits = datasets.load_from_disk(str(root))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{root} cannot be loaded ({error}); save it to disk again.") from error
-    if isinstance(splits, datasets.Dataset):
-        splits = {ONLY_SPLIT: splits}
-    features = splits[split].features
-    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    image = next((name for name in IMAGE_COLUMNS if name in images), None)
-    label_map = next((name for name in MAP_COLUMNS if name in images), None)
-    fields = _fields(features["objects"]) if "objects" in features else {}
-    if image and "segments_info" not in features and label_map:
-        maps = [(part, row) for part, rows in splits.items() for row in range(len(rows))]
-        columns = {part: rows.select_columns(label_map) for part, rows in splits.items()}
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.numbers = cache(self._find_numbers)
 
-        def read(place: tuple[str, int]) -> np.ndarray:
-            part, row = place
-            where = f"{root}, {part}, row {row}"
-            return _label_array(_row(columns[part], row, where)[label_map], where, None)
+    @cached_property
+    def splits(self) -> dict[str, Any]:
+        require_package("datasets", f"Reading {self.root}", install="datasets")
+        import datasets
 
-        numbers = find_class_numbers(root, maps, read, reduce_labels, skip_bad)
-        return SemanticRows(root, split, splits[split], (image, label_map), numbers)
-    category = next((name for name in ("category", "category_id") if name in fields), None)
-    if image and category and "segmentation" in fields:
-        names = getattr(fields[category], "names", None) or read_names(root)[0]
-        if names is None:
+        try:
+            splits = datasets.load_from_disk(str(self.root))
+        except (OSError, ValueError, KeyError) as error:
             raise DataError(
-                f"{root}: objects.{category} has no names; write them into {root / 'classes.txt'}, "
-                "one in a line."
-            )
-        return InstanceRows(root, split, splits[split], (image, category), names)
-    raise DataError(
-        f"{root} has the columns {', '.join(features)}; wanted are an image ({', '.join(images)} "
-        f"are) called {' or '.join(IMAGE_COLUMNS)}, and a label map called "
-        f"{' or '.join(MAP_COLUMNS)}, or objects with category and segmentation. Rename columns, "
-        "or save panoptic rows in COCO's format."
-    )
+                f"{self.root} cannot be loaded ({error}); save it to disk again."
+            ) from error
+        return {ONLY_SPLIT: splits} if isinstance(splits, datasets.Dataset) else dict(splits)
+
+    def _find_numbers(self, label_map: str, reduce_labels: bool, skip_bad: bool) -> ClassNumbers:
+        """The classes of all label maps, whose column is `label_map`."""
+        columns = {split: rows.select_columns(label_map) for split, rows in self.splits.items()}
+        maps = [(split, row) for split, rows in columns.items() for row in range(len(rows))]
+
+        def read(index: tuple[str, int]) -> np.ndarray:
+            split, row = index
+            where = f"{self.root}, {split}, row {row}"
+            return _label_array(_row(columns[split], row, where)[label_map], where, None)
+
+        return find_class_numbers(self.root, maps, read, reduce_labels, skip_bad)
+
+    def open(
+        self, split: str, *, reduce_labels: bool = False, skip_bad: bool = False
+    ) -> SegmentationDataset:
+        """A split, as its columns tell."""
+        import datasets
+
+        root, rows = self.root, self.splits[split]
+        features = rows.features
+        images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+        image = next((name for name in IMAGE_COLUMNS if name in images), None)
+        label_map = next((name for name in MAP_COLUMNS if name in images), None)
+        fields = _fields(features["objects"]) if "objects" in features else {}
+        if image and "segments_info" not in features and label_map:
+            numbers = self.numbers(label_map, reduce_labels, skip_bad)
+            return SemanticRows(root, split, rows, (image, label_map), numbers)
+        category = next((name for name in ("category", "category_id") if name in fields), None)
+        if image and category and "segmentation" in fields:
+            names = getattr(fields[category], "names", None) or read_names(root)[0]
+            if names is None:
+                raise DataError(
+                    f"{root}: objects.{category} has no names; write them into "
+                    f"{root / 'classes.txt'}, one per line."
+                )
+            return InstanceRows(root, split, rows, (image, category), names)
+        raise DataError(
+            f"{root} has the columns {', '.join(features)}; wanted are an image "
+            f"({', '.join(images)} are) called {' or '.join(IMAGE_COLUMNS)}, and a label map "
+            f"called {' or '.join(MAP_COLUMNS)}, or objects with category and segmentation. "
+            "Rename columns, or save panoptic rows in COCO's format."
+        )
 
 
 def _fields(feature: Any) -> dict[str, Any]:
@@ -124,10 +149,7 @@ def _row(rows: Any, index: int, where: str) -> dict[str, Any]:
 def _pixels(image: Image.Image, where: str) -> Tensor:
     if image is None:
         raise DataError(f"{where} has no image; leave the row out.")
-    try:
-        return image_tensor(image, 0).contiguous()
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+    return torch.from_numpy(np.array(rgb_image(image, where))).permute(2, 0, 1)
 
 
 def _label_array(image: Any, where: str, size: tuple[int, int] | None) -> np.ndarray:

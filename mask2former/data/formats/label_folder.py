@@ -7,12 +7,13 @@ SPLIT/images/NAME.jpg    SPLIT/masks/NAME.png
 
 from __future__ import annotations
 
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from mask2former.data.dataset import Sample, SegmentationDataset
+from mask2former.data.dataset import Sample, SegmentationDataset, Splits
 from mask2former.data.formats.class_numbers import ClassNumbers, find_class_numbers
 from mask2former.data.label_image import class_segments, read_label_map
 from mask2former.data.records import BadRecords, PackedRecords, files_below, read_pixels
@@ -38,8 +39,28 @@ class Folders(NamedTuple):
     labels: Path
 
 
-def find_splits(root: Path) -> dict[str, Folders]:
-    """The pairs of folders below a folder by split; "all" where there are no splits."""
+def find_splits(root: Path) -> Splits:
+    """The splits in a folder, "all" where it has none. All have the same classes."""
+    folders = _find_folders(root)
+
+    @cache
+    def numbers(reduce_labels: bool, skip_bad: bool) -> ClassNumbers:
+        maps = [
+            pair.labels / name
+            for pair in folders.values()
+            for names in _by_stem(pair.labels, LABEL_SUFFIXES).values()
+            for name in names
+        ]
+        return find_class_numbers(root, maps, read_label_map, reduce_labels, skip_bad)
+
+    def open_split(pair: Folders, *, reduce_labels: bool = False, skip_bad: bool = False):
+        return LabelFolder(pair, numbers(reduce_labels, skip_bad), skip_bad)
+
+    return {split: partial(open_split, pair) for split, pair in folders.items()}
+
+
+def _find_folders(root: Path) -> dict[str, Folders]:
+    """The pairs of folders below a folder by split."""
     pair = _pair(root)
     if pair is None:
         below = {folder.name: _pair(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
@@ -70,19 +91,6 @@ def _pair(root: Path) -> Folders | None:
 
 def _has_maps(folder: Path) -> bool:
     return any(True for _ in files_below(folder, LABEL_SUFFIXES))
-
-
-def open_split(root: Path, split: str, reduce_labels: bool, skip_bad: bool) -> LabelFolder:
-    """A split of the data set in a folder; the classes are those of all its splits."""
-    splits = find_splits(root)
-    maps = [
-        pair.labels / name
-        for pair in splits.values()
-        for names in _by_stem(pair.labels, LABEL_SUFFIXES).values()
-        for name in names
-    ]
-    numbers = find_class_numbers(root, maps, read_label_map, reduce_labels, skip_bad)
-    return LabelFolder(splits[split], numbers, skip_bad)
 
 
 class LabelFolder(SegmentationDataset):

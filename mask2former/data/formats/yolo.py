@@ -7,13 +7,14 @@ height. Source of the format: https://docs.ultralytics.com/datasets/segment/.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mask2former.data.dataset import Sample, SegmentationDataset
+from mask2former.data.dataset import Sample, SegmentationDataset, Splits
 from mask2former.data.formats.coco_mask import check_polygon, decode, require_mask_api
 from mask2former.data.records import BadRecords, Listing, PackedRecords, files_below, read_pixels
 from mask2former.images.read import IMAGE_SUFFIXES
@@ -24,27 +25,30 @@ _SPLITS = ("train", "val", "test")
 _SLACK = 0.01
 
 
-def find_splits(root: Path) -> dict[str, Path]:
-    """The YAML file of a data set, that in a folder or a file itself, for every split it has."""
+def find_splits(root: Path) -> Splits:
+    """The splits that a YAML file has, given itself or in a folder."""
     files = [root] if root.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     for file in files:
-        if root.is_file() or _looks_like_yolo(file):
-            values = _read_yaml(file)
-            return {split: file for split in _SPLITS if values.get(split)}
+        content = file.read_bytes()
+        if root.is_file() or _looks_like_yolo(content):
+            values = _parse_yaml(content, file)
+            return {
+                split: partial(Yolo, file, values, split) for split in _SPLITS if values.get(split)
+            }
     return {}
 
 
-def _looks_like_yolo(file: Path) -> bool:
-    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+def _looks_like_yolo(content: bytes) -> bool:
+    lines = content.decode("utf-8-sig", errors="replace").splitlines()
     keys = {line.partition(":")[0].strip() for line in lines}
     return "names" in keys and not keys.isdisjoint(_SPLITS)
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _parse_yaml(content: bytes, file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(content.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not valid YAML ({error}); write it again.") from error
     if not isinstance(values, dict):
@@ -57,6 +61,7 @@ class Yolo(SegmentationDataset):
 
     Args:
         file: the YAML file.
+        values: what is in it.
         split: "train", "val" or "test".
         skip_bad: leave out images that are listed but not there, and label files without an image.
 
@@ -67,9 +72,10 @@ class Yolo(SegmentationDataset):
 
     task = "instance"
 
-    def __init__(self, file: Path, split: str, skip_bad: bool = False) -> None:
+    def __init__(
+        self, file: Path, values: dict[str, Any], split: str, skip_bad: bool = False
+    ) -> None:
         require_mask_api()
-        values = _read_yaml(file)
         names = _names(values, file)
         self.file = file
         self.id2label = dict(enumerate(names))

@@ -23,8 +23,8 @@ class FeaturePyramid(nn.Module):
     behind each level are left to the pixel decoder, which projects every map.
 
     A patch size that is no power of two, such as 14, is not one of `strides` times a power of two:
-    the map is first resampled bilinearly to the nearest one (16), each new cell at its own place in
-    the image.
+    the map is first resampled bilinearly to the nearest one (16), each new position where
+    it lies in the image.
 
     Args:
         channels: width of the transformer's map for each stride.

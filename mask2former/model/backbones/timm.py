@@ -16,9 +16,9 @@ from mask2former.model.backbones.library import LibraryBackbone, is_plain, last_
 class TimmBackbone(LibraryBackbone):
     """Any model of timm that returns feature maps; see `LibraryBackbone`.
 
-    `config.out_indices` chooses among the model's maps. Unsaid, it becomes the last map of each of
-    `feature_strides`, or a plain vision transformer's last one. A plain vision transformer's maps
-    have gone through its final norm.
+    `config.out_indices` chooses among the model's maps. By default it becomes the last map of each
+    of `feature_strides`, or a plain vision transformer's last one. A plain vision transformer's
+    maps have gone through its final norm.
 
     Args:
         config: the model's name and options.

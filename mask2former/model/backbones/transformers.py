@@ -87,15 +87,13 @@ def stage_shapes(config: Any) -> dict[str, tuple[int, int]]:
                 f"image of {PROBE_SIZE}x{PROBE_SIZE} ({error})."
             ) from error
     shapes = {}
-    for name, (_, channels, *extent) in zip(
-        config.stage_names, (x.shape for x in maps), strict=True
-    ):
-        if len(extent) != 2 or len(set(extent)) != 1 or PROBE_SIZE % extent[0]:
+    for name, (_, channels, *size) in zip(config.stage_names, (x.shape for x in maps), strict=True):
+        if len(size) != 2 or len(set(size)) != 1 or PROBE_SIZE % size[0]:
             raise ValueError(
-                f"Stage {name!r} of the backbone {config.model_type!r} makes {tuple(extent)} of an "
+                f"Stage {name!r} of the backbone {config.model_type!r} makes {tuple(size)} of an "
                 f"image of {PROBE_SIZE}x{PROBE_SIZE}, which is no map of a whole stride."
             )
-        shapes[name] = (channels, PROBE_SIZE // extent[0])
+        shapes[name] = (channels, PROBE_SIZE // size[0])
     return shapes
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from pycocotools import mask as oracle
 
-from mask2former.data.formats.coco import CocoInstances, find_splits
+from mask2former.data.formats.coco import CocoInstances
+from mask2former.data.formats.coco_json import CocoFile
 from mask2former.images.run_length import mask_to_rle
 from mask2former.io.errors import DataError
 from tests.data.files import write_json, write_picture
@@ -52,7 +53,7 @@ def root(tmp_path):
 
 def opened(root, values, skip_bad=False):
     file = write_json(root / "annotations" / "instances_val.json", values)
-    return CocoInstances(file, skip_bad=skip_bad)
+    return CocoInstances(CocoFile(file), skip_bad=skip_bad)
 
 
 def test_objects_are_those_of_the_file(root):
@@ -193,26 +194,7 @@ def test_a_broken_file_is_named(root, text):
     file = root / "instances_val.json"
     file.write_text(text)
     with pytest.raises(DataError, match="instances_val.json"):
-        CocoInstances(file)
-
-
-def test_splits_are_found_in_the_layouts_of_coco_and_roboflow(tmp_path):
-    coco, roboflow, own = tmp_path / "coco", tmp_path / "roboflow", tmp_path / "own"
-    for split in ("train2017", "val2017"):
-        write_json(coco / "annotations" / f"instances_{split}.json", content())
-        write_json(coco / "annotations" / f"captions_{split}.json", content())
-    for split in ("train", "valid"):
-        write_json(roboflow / split / "_annotations.coco.json", content())
-    write_json(own / "labels.json", content())
-    write_json(own / "settings.json", {"images": 3})
-    assert list(find_splits(coco)) == ["train2017", "val2017"]
-    assert list(find_splits(coco / "annotations" / "instances_val2017.json")) == list(
-        find_splits(coco)
-    )
-    assert list(find_splits(roboflow)) == ["train", "valid"]
-    assert list(find_splits(roboflow / "train")) == ["train"]
-    assert list(find_splits(roboflow / "train" / "_annotations.coco.json")) == ["train", "valid"]
-    assert find_splits(own) == {"labels": own / "labels.json"}
+        CocoInstances(CocoFile(file))
 
 
 def test_thousands_of_images_are_opened_without_a_look_at_each(root, monkeypatch):

@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from mask2former.data.dataset import VOID
-from mask2former.data.formats.coco_panoptic import CocoPanoptic, find_splits, segment_places
+from mask2former.data.formats.coco_json import CocoFile
+from mask2former.data.formats.coco_panoptic import CocoPanoptic, segment_places
 from mask2former.images.visualization import id_map_to_rgb, save_png
 from mask2former.io.errors import DataError
 from tests.data.files import write_json, write_picture
@@ -49,7 +50,7 @@ def root(tmp_path):
 
 def opened(root, values, skip_bad=False):
     file = write_json(root / "annotations" / "panoptic_val.json", values)
-    return CocoPanoptic(file, skip_bad=skip_bad)
+    return CocoPanoptic(CocoFile(file), skip_bad=skip_bad)
 
 
 def test_segments_are_those_of_the_files(root):
@@ -172,15 +173,7 @@ def test_a_map_of_another_size_is_refused(root):
 def test_the_folder_of_maps_must_be_there(tmp_path):
     file = write_json(tmp_path / "panoptic_val.json", content())
     with pytest.raises(DataError, match="has no folder panoptic_val beside it"):
-        CocoPanoptic(file)
-
-
-def test_splits_are_those_with_a_folder_of_maps(root):
-    write_json(root / "annotations" / "panoptic_val.json", content())
-    write_json(root / "annotations" / "panoptic_test.json", content())
-    write_json(root / "panoptic_coco_categories.json", [])
-    assert list(find_splits(root)) == ["val"]
-    assert list(find_splits(root / "annotations" / "panoptic_val.json")) == ["val"]
+        CocoPanoptic(CocoFile(file))
 
 
 def test_the_files_may_lie_in_the_folder_itself_under_any_name(tmp_path):
@@ -188,5 +181,4 @@ def test_the_files_may_lie_in_the_folder_itself_under_any_name(tmp_path):
     (tmp_path / "examples").mkdir()
     save_png(id_map_to_rgb(IDS), tmp_path / "examples" / "a.png")
     file = write_json(tmp_path / "examples.json", content())
-    assert find_splits(tmp_path) == {"examples": file}
-    assert CocoPanoptic(file)[0].size == (2, 4)
+    assert CocoPanoptic(CocoFile(file))[0].size == (2, 4)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mask2former.data.dataset import VOID
-from mask2former.data.formats.huggingface_datasets import find_splits, open_split
+from mask2former.data.formats.huggingface_datasets import find_splits
 from mask2former.data.open_dataset import available_splits, open_dataset
 from mask2former.io.errors import DataError
 
@@ -58,8 +58,9 @@ def test_label_maps_are_read(tmp_path):
     datasets.DatasetDict(
         {"train": semantic_rows(), "validation": semantic_rows(NUMBERS % 254)}
     ).save_to_disk(tmp_path)
-    assert find_splits(tmp_path) == ["train", "validation"]
-    dataset = open_split(tmp_path, "train", reduce_labels=False, skip_bad=False)
+    splits = find_splits(tmp_path)
+    assert list(splits) == ["train", "validation"]
+    dataset = splits["train"]()
     assert dataset.task == "semantic"
     assert dataset.id2label == {0: "0", 1: "1", 2: "2"}
     sample = dataset[0]

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mask2former.data.dataset import VOID
-from mask2former.data.formats.label_folder import find_splits, open_split
+from mask2former.data.formats.label_folder import find_splits
 from mask2former.io.errors import DataError
 from tests.data.files import write_map, write_picture
 
@@ -16,7 +16,7 @@ def write_pair(root, images="images", labels="annotations", name="a", end="", nu
 
 
 def opened(root, split="all", reduce_labels=False, skip_bad=False):
-    return open_split(root, split, reduce_labels, skip_bad)
+    return find_splits(root)[split](reduce_labels=reduce_labels, skip_bad=skip_bad)
 
 
 def test_a_sample_has_a_segment_for_each_class(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mask2former.data.formats.yolo import Yolo, find_splits, read_polygons
+from mask2former.data.formats.yolo import find_splits, read_polygons
 from mask2former.io.errors import DataError
 from tests.data.files import write_picture
 
@@ -24,8 +24,12 @@ def root(tmp_path):
     return tmp_path
 
 
+def opened(root, split, skip_bad=False):
+    return find_splits(root / "data.yaml")[split](skip_bad=skip_bad)
+
+
 def test_polygons_are_scaled_to_the_image(root):
-    dataset = Yolo(root / "data.yaml", "train")
+    dataset = opened(root, "train")
     assert dataset.task == "instance"
     assert dataset.id2label == {0: "cat", 1: "dog"}
     assert dataset.category_ids == dataset.thing_label_ids == [0, 1]
@@ -42,7 +46,7 @@ def test_polygons_are_scaled_to_the_image(root):
 
 def test_images_without_a_label_file_or_with_an_empty_one_have_no_objects(root):
     (root / "labels" / "train" / "b.txt").touch()
-    for sample in (Yolo(root / "data.yaml", "train")[1], Yolo(root / "data.yaml", "val")[0]):
+    for sample in (opened(root, "train")[1], opened(root, "val")[0]):
         assert sample.masks.shape == (0, 10, 20)
         assert sample.labels.dtype == torch.int64
         assert len(sample.labels) == 0
@@ -69,7 +73,7 @@ def test_a_bad_line_is_named(root, line, reason):
     file = root / "labels" / "train" / "a.txt"
     file.write_text(f"0 0 0 1 0 1 1\n{line}\n")
     with pytest.raises(DataError, match=f"a.txt, line 2: .*{reason}"):
-        Yolo(root / "data.yaml", "train")[0]
+        opened(root, "train")[0]
 
 
 def test_rounding_beyond_the_image_is_cut_off(tmp_path):
@@ -82,8 +86,8 @@ def test_rounding_beyond_the_image_is_cut_off(tmp_path):
 def test_label_files_without_images_are_refused_or_left_out(root):
     (root / "labels" / "train" / "z.txt").write_text("0 0 0 1 0 1 1\n")
     with pytest.raises(DataError, match="z.txt has no image"):
-        Yolo(root / "data.yaml", "train")
-    dataset = Yolo(root / "data.yaml", "train", skip_bad=True)
+        opened(root, "train")
+    dataset = opened(root, "train", skip_bad=True)
     assert len(dataset) == 2
     assert len(dataset.skipped) == 1
 
@@ -91,12 +95,12 @@ def test_label_files_without_images_are_refused_or_left_out(root):
 def test_images_may_be_listed_in_a_file(root):
     (root / "train.txt").write_text("./images/train/b.png\n./images/val/c.png\n")
     (root / "data.yaml").write_text("train: [train.txt]\nval: images/val\nnames: [cat, dog]\n")
-    dataset = Yolo(root / "data.yaml", "train")
+    dataset = opened(root, "train")
     assert [dataset.name(i) for i in range(2)] == ["images/train/b.png", "images/val/c.png"]
     (root / "train.txt").write_text("./images/train/b.png\n./images/train/q.png\n")
     with pytest.raises(DataError, match="train lists .*q.png, but there is no such file"):
-        Yolo(root / "data.yaml", "train")
-    assert len(Yolo(root / "data.yaml", "train", skip_bad=True)) == 1
+        opened(root, "train")
+    assert len(opened(root, "train", skip_bad=True)) == 1
 
 
 def test_files_that_are_no_text_are_named(root):
@@ -106,7 +110,7 @@ def test_files_that_are_no_text_are_named(root):
         with pytest.raises(DataError, match=file.name):
             if name == "train.txt":
                 (root / "data.yaml").write_text("train: train.txt\nnames: [cat, dog]\n")
-            Yolo(root / "data.yaml", "train")[0]
+            opened(root, "train")[0]
 
 
 def test_paths_of_another_machine_and_of_roboflow_are_found(tmp_path):
@@ -116,7 +120,7 @@ def test_paths_of_another_machine_and_of_roboflow_are_found(tmp_path):
     (tmp_path / "data.yaml").write_text(
         "path: /nowhere/at/all\ntrain: ../train/images\nnames: ['cat']\n"
     )
-    dataset = Yolo(tmp_path / "data.yaml", "train")
+    dataset = opened(tmp_path, "train")
     assert len(dataset[0].labels) == 1
 
 
@@ -129,7 +133,7 @@ def test_files_of_windows_are_read(root):
     labels.write_bytes(b"\xef\xbb\xbf" + labels.read_bytes().replace(b"\n", b"\r\n"))
     assert list(find_splits(root)) == ["train", "val"]
     for split, images in (("train", 2), ("val", 1)):
-        dataset = Yolo(root / "data.yaml", split)
+        dataset = opened(root, split)
         assert len(dataset) == images
         assert dataset[0].labels.tolist() == [1, 0]
 
@@ -137,7 +141,7 @@ def test_files_of_windows_are_read(root):
 def test_hidden_files_are_no_images_and_links_to_folders_are_followed(root):
     (root / "images" / "train" / "._a.png").write_bytes(b"of macOS")
     (root / "images" / "train" / "more").symlink_to(root / "images" / "val")
-    dataset = Yolo(root / "data.yaml", "train")
+    dataset = opened(root, "train")
     names = [dataset.name(i).removeprefix("images/train/") for i in range(len(dataset))]
     assert names == ["a.png", "b.png", "more/c.png"]
 
@@ -163,4 +167,4 @@ def test_splits_are_those_of_the_yaml_file(root):
 def test_a_bad_yaml_file_is_named(root, text, reason):
     (root / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=f"data.yaml.*{reason}"):
-        Yolo(root / "data.yaml", "train")
+        opened(root, "train")

@@ -9,17 +9,17 @@ STRIDES = [4, 8, 16, 32]
 
 
 @pytest.mark.parametrize(
-    ("patch", "cells", "channels"),
+    ("patch", "side", "channels"),
     [
         (16, 6, [4, 8, 16, 16]),
-        (14, 7, [4, 8, 16, 16]),  # 7 patches are 98 pixels, of which 96 are whole cells of 16
+        (14, 7, [4, 8, 16, 16]),  # 7 patches are 98 pixels, of which 96 are positions of 16
         (8, 12, [8, 16, 16, 16]),
         (32, 3, [2, 4, 8, 16]),
     ],
 )
-def test_one_stride_becomes_four(patch, cells, channels):
+def test_one_stride_becomes_four(patch, side, channels):
     pyramid = FeaturePyramid([16] * 4, patch, STRIDES)
-    maps = pyramid([torch.randn(2, 16, cells, cells)] * 4)
+    maps = pyramid([torch.randn(2, 16, side, side)] * 4)
     assert [x.shape[1] for x in maps] == pyramid.channels == channels
     assert [tuple(x.shape[2:]) for x in maps] == [(96 // s, 96 // s) for s in STRIDES]
 
@@ -32,9 +32,9 @@ def test_finer_levels_are_deconvolutions_with_norm_and_gelu_between():
     torch.nn.init.normal_(norm.bias)
 
     def spread(x, layer):
-        """Each cell becomes 2x2 cells, each with a matrix of its own."""
-        cells = torch.einsum("nchw,coij->nohiwj", x, layer.weight)
-        return cells.flatten(4, 5).flatten(2, 3) + layer.bias[:, None, None]
+        """Each position becomes 2x2, each with a matrix of its own."""
+        spread_out = torch.einsum("nchw,coij->nohiwj", x, layer.weight)
+        return spread_out.flatten(4, 5).flatten(2, 3) + layer.bias[:, None, None]
 
     x = torch.randn(2, 8, 3, 5, dtype=torch.float64)
     y = spread(x, first)
@@ -53,8 +53,8 @@ def test_coarser_levels_are_maxima_and_the_transformers_own_level_is_untouched()
     assert torch.equal(quarter[..., 0, 0], x[..., :4].amax((2, 3)))
 
 
-def test_resampled_cells_lie_at_their_own_place_in_the_image():
-    """A map that holds the position of each patch of 14 pixels holds that of each cell of 16."""
+def test_resampled_positions_lie_where_they_do_in_the_image():
+    """A map of the centres of all patches of 14 pixels becomes one of those of 16 pixels."""
     centres = 14 * (torch.arange(16, dtype=torch.float64) + 0.5)
     x = torch.stack(torch.meshgrid(centres, centres, indexing="ij"))[None]
     (y,) = FeaturePyramid([2], 14, [16])([x])

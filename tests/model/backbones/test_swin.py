@@ -11,7 +11,7 @@ SMALL = {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 2], "win
 @pytest.mark.parametrize("size", [(32, 32), (33, 50), (5, 7), (64, 36)])
 def test_any_image_size_gives_maps_of_the_right_strides(size):
     features = SwinBackbone(SwinConfig(**SMALL)).eval()(torch.randn(1, 3, *size))
-    height, width = (-(-extent // 4) for extent in size)
+    height, width = (-(-length // 4) for length in size)
     for feature in features:
         assert feature.shape[2:] == (height, width)
         height, width = -(-height // 2), -(-width // 2)

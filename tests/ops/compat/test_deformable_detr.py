@@ -160,9 +160,9 @@ def test_shapes_of_another_dtype_are_refused(attention):
 
 def test_inputs_need_not_be_contiguous(attention):
     tensors = arguments(torch.float32)
-    apart = [torch.stack((x, x.new_full(x.shape, 77)), -1)[..., 0] for x in tensors]
-    assert not any(x.is_contiguous() for x in apart)
-    assert torch.equal(attention(*apart, 64), attention(*tensors, 64))
+    scattered = [torch.stack((x, x.new_full(x.shape, 77)), -1)[..., 0] for x in tensors]
+    assert not any(x.is_contiguous() for x in scattered)
+    assert torch.equal(attention(*scattered, 64), attention(*tensors, 64))
 
 
 @pytest.mark.parametrize("location_dtype", [torch.float32, torch.bfloat16])

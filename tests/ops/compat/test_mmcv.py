@@ -124,7 +124,7 @@ def test_values_may_be_projected_to_another_width():
     assert_close(layer(query, value=value, **where(points)), expected, torch.float64)
 
 
-def test_init_weights_starts_anew():
+def test_init_weights_re_initialises_the_layer():
     torch.manual_seed(0)
     layer = MultiScaleDeformableAttention(12, num_heads=3)
     nn.init.normal_(layer.sampling_offsets.bias)

@@ -59,7 +59,7 @@ std::string text(const Call& call) {
          std::to_string(call.site.line()) + ")";
 }
 
-std::string place(uint3 thread) {
+std::string name_of(uint3 thread) {
   return "thread " + text(thread) + " of block " + text(current.block) + ": ";
 }
 
@@ -184,9 +184,9 @@ void Block::thread_main() {
   } catch (const Failure& error) {
     failure = error.what();
   } catch (const std::exception& error) {
-    failure = place(current.thread) + "the kernel threw: " + error.what();
+    failure = name_of(current.thread) + "the kernel threw: " + error.what();
   } catch (...) {
-    failure = place(current.thread) + "the kernel threw what is no std::exception";
+    failure = name_of(current.thread) + "the kernel threw what is no std::exception";
   }
   if (block->failure_.empty()) block->failure_ = failure;
   block->threads_[current.rank].ended = true;
@@ -296,7 +296,7 @@ std::string Block::deadlock() const {
     for (const Meeting& meeting : warps_[i].meetings) {
       const Thread* warp = &threads_[i * kWarp];
       const int lane = std::countr_zero(meeting.call.mask & warps_[i].lanes & ~meeting.arrived);
-      return place(warp[std::countr_zero(meeting.arrived)].index) + text(meeting.call) +
+      return name_of(warp[std::countr_zero(meeting.arrived)].index) + text(meeting.call) +
              " waits for lane " + std::to_string(lane) + " of its mask, which " +
              whereabouts(warp[lane]);
     }
@@ -305,7 +305,7 @@ std::string Block::deadlock() const {
   const Thread& waiting = threads_[at_barrier_.front()];
   const auto ended =
       std::find_if(threads_.begin(), threads_.end(), [](const Thread& t) { return t.ended; });
-  return place(waiting.index) + text(*waiting.waits) + " waits for thread " + text(ended->index) +
+  return name_of(waiting.index) + text(*waiting.waits) + " waits for thread " + text(ended->index) +
          ", which has ended";
 }
 
@@ -331,7 +331,7 @@ int barrier(const Call& call, bool predicate) {
 }
 
 void fail(const std::string& what) {
-  throw Failure(place(current.thread) + what);
+  throw Failure(name_of(current.thread) + what);
 }
 
 void check_aligned(const char* name, const void* address, size_t alignment) {

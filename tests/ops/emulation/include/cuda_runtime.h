@@ -35,7 +35,7 @@ constexpr int warpSize = emulator::kWarp;
 
 // ---- waiting for other threads ----
 
-// The place of the call, by which calls are told from each other.
+// Where a call stands in the source. Two calls differ by it.
 #define EMULATOR_SITE std::source_location site = std::source_location::current()
 
 inline void __syncthreads(EMULATOR_SITE) {

@@ -3,7 +3,7 @@ import mmap
 import pytest
 import torch
 
-from mask2former.training.watcher import (
+from mask2former.training.callback import (
     StepAverages,
     by_prediction,
     headlines,

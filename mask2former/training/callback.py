@@ -1,4 +1,4 @@
-"""Who is told how a run goes, and the figures that are made of what is told."""
+"""Callbacks of a run, and figures from what they are told."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Mapping
 import torch
 from PIL import Image
 
-# The parts of the loss by the names that they are shown by.
+# The parts of the loss by the names that users see.
 PARTS = {
     "cross-entropy": "loss_cross_entropy",
     "mask": "loss_mask",
     "dice": "loss_dice",
 }
 
-# The metrics that are shown where there is no room for all.
+# The metrics to show where there is no room for all.
 HEADLINES = "pq", "pq_things", "pq_stuff", "ap", "ap50", "boundary_ap", "miou"
 
 
-class Watcher:
-    """Told how a run goes, on the first process only; this one ignores it all.
+class Callback:
+    """Told about a run, in the first process only. The methods of this class do nothing.
 
-    A run that was resumed tells of the step after the one that it was resumed from first. Watchers
-    open their files when they are told something, because every process has watchers.
+    The first step of a resumed run is the one after the checkpoint. Callbacks open their files when
+    they are first told something, because every process makes them.
     """
 
     def on_step(
@@ -34,24 +34,25 @@ class Watcher:
 
         Args:
             step: updates done, from 1.
-            losses: the model's `loss_dict`, averaged over ranks; a "loss" among them is their sum.
-            lr: the learning rate of the update.
-            images: that all processes took for it.
-            seconds: that it took.
+            losses: the model's `loss_dict`, averaged over passes and processes, and "loss", their
+                sum.
+            lr: the highest learning rate of the update.
+            images: images of the update, in all processes.
+            seconds: duration of the update.
         """
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """After an evaluation of the weights of that step."""
 
     def on_samples(self, step: int, pictures: Mapping[str, Image.Image]) -> None:
-        """Pictures by name, of validation images with the truth and what is predicted."""
+        """After an evaluation: pictures of truth and prediction by the name of the image."""
 
     def close(self) -> None:
-        """The run has ended, in whatever way."""
+        """The run has ended, or failed."""
 
 
 class StepAverages:
-    """Means of what `Watcher.on_step` is told, over the steps since they were last taken."""
+    """Means of what `Callback.on_step` is told, over the steps since the last `take`."""
 
     def __init__(self) -> None:
         self._begin()
@@ -69,11 +70,11 @@ class StepAverages:
         self._lr = lr
 
     def take(self) -> dict[str, float] | None:
-        """The means, and begin anew; None if there was no step.
+        """Return the means and reset them; None if there was no step.
 
         Returns:
             Every loss by its name, "loss" (their sum), "lr" (the last step's), "images_per_second",
-            "seconds" of a step, and "memory", in GiB.
+            "seconds" per step, and "memory" in GiB.
         """
         if self._steps == 0:
             return None
@@ -91,7 +92,7 @@ class StepAverages:
 
 
 def parts_of(losses: Mapping[str, float]) -> dict[str, float]:
-    """Cross-entropy, mask and dice loss, each the sum over all predictions of the model."""
+    """Cross-entropy, mask and dice loss, each summed over all predictions of the model."""
     totals: dict[str, float] = {}
     for part, _, value in by_prediction(losses):
         totals[part] = totals.get(part, 0.0) + value
@@ -99,7 +100,7 @@ def parts_of(losses: Mapping[str, float]) -> dict[str, float]:
 
 
 def by_prediction(losses: Mapping[str, float]) -> list[tuple[str, str, float]]:
-    """(part, prediction, value) of every loss; the prediction is a number, or "last"."""
+    """(part, prediction, value) of every loss. The prediction is a number, or "last"."""
     found = []
     for part, prefix in PARTS.items():
         for name, value in losses.items():
@@ -110,12 +111,12 @@ def by_prediction(losses: Mapping[str, float]) -> list[tuple[str, str, float]]:
 
 
 def headlines(metrics: Mapping[str, float]) -> list[str]:
-    """The names of the most telling metrics; all if none of those is known here."""
+    """The names that are in `HEADLINES`, or all if none is."""
     return [name for name in HEADLINES if name in metrics] or list(metrics)
 
 
 def memory_in_use() -> int:
-    """Bytes: the most that was allocated on the GPU; where none was used, what the process has."""
+    """Peak bytes allocated on the GPU; if none was used, resident bytes of the process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated()
     import psutil  # comes with accelerate
