@@ -14,7 +14,7 @@ EPILOG = """\
 examples:
   mask2former demo                        segment a rendered scene with the bundled model
   mask2former predict photo.jpg           segment a photograph
-  mask2former convert model.pkl my-model  take over a checkpoint of the paper's code
+  mask2former convert model.pkl my-model  convert a checkpoint of the paper's code
   mask2former evaluate --model my-model --data my-data
                                           measure a model on annotated images
   mask2former train --model my-model --data my-data --out run

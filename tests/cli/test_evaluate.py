@@ -159,7 +159,7 @@ def test_the_command_takes_every_metric_that_there_is():
     assert tuple(METRIC_TASKS) == METRICS
 
 
-def test_the_task_decides_the_metrics_and_a_model_of_stuff_too_does(
+def test_the_task_decides_the_metrics_and_the_model_may_know_stuff_too(
     evaluate, instance_data, tmp_path
 ):
     pytest.importorskip("faster_coco_eval")
@@ -169,7 +169,7 @@ def test_the_task_decides_the_metrics_and_a_model_of_stuff_too_does(
     assert about["figures"]["ap"] > 0.2
 
 
-def test_precision_alone_asks_for_the_things_alone(evaluate, data, tmp_path):
+def test_average_precision_alone_measures_things_only(evaluate, data, tmp_path):
     pytest.importorskip("faster_coco_eval")
     assert evaluate(data, "--metrics", "ap") == 0
     about = report(tmp_path)

@@ -99,7 +99,7 @@ def test_no_sheet_when_none_is_wanted(data, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_what_cannot_be_written_is_one_sentence(tmp_path, capsys):
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     render_dataset(tmp_path / "data", "semantic", [1], [], 32)
     for option in ("--out", "--json"):
         assert inspect(tmp_path / "data", option, tmp_path / "data") == 1

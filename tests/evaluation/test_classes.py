@@ -13,7 +13,7 @@ def test_classes_are_found_by_name():
     assert class_order(named("cat", "dog"), named("cat", "dog")) == [0, 1]
 
 
-def test_other_classes_of_the_model_come_last_where_they_may():
+def test_other_classes_of_the_model_come_last_where_they_are_allowed():
     model, dataset = named("sky", "cat", "sea", "dog"), named("dog", "cat")
     assert class_order(model, dataset, others_allowed=True) == [3, 1, 0, 2]
     with pytest.raises(DataError, match="only the model has 'sky', 'sea'"):

@@ -101,6 +101,6 @@ def test_padding_changes_the_logits_in_the_papers_code_and_not_here(model):
         return predictor.logits(image(*size)).class_queries_logits
 
     without, with_padding = (class_logits((50, 75), switch) for switch in (False, True))
-    assert (without - with_padding).abs().max() > 1e-3
+    assert (without - with_padding).abs().max() > 1e-2  # measured: 0.11
     without, with_padding = (class_logits((64, 96), switch) for switch in (False, True))
-    torch.testing.assert_close(without, with_padding, rtol=0, atol=1e-5)  # nothing is padded
+    torch.testing.assert_close(without, with_padding, rtol=0, atol=1e-5)  # no padding; measured: 0

@@ -283,7 +283,7 @@ def test_images_are_not_kept():
     assert dataset.most_alive <= 2  # one is read before the previous one is released
 
 
-def test_evaluating_leaves_the_random_numbers_of_a_training_alone():
+def test_evaluating_does_not_change_the_random_numbers_of_a_training():
     sample = memory.sample([[0, 1]], [0, 2])
     torch.manual_seed(3)
     expected = torch.rand(4)

@@ -117,7 +117,7 @@ def test_nothing_yet_is_nan():
     assert all(math.isnan(value) for name, value in result.items() if name != "per_class")
 
 
-def test_tensors_of_any_integer_type_do():
+def test_tensors_of_any_integer_type_are_accepted():
     metric = PanopticQuality(3, [0])
     predicted = torch.tensor([[1, 1, 7]], dtype=torch.int32)
     truth = torch.tensor([[200, 200, 200]], dtype=torch.uint8)
