@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -201,16 +201,9 @@ class _Run:
     def go(self, batches: Batches) -> Outcome:
         """Train to the recipe's last step, or until a signal."""
         self.state.train_mode()
-        passes = self.recipe.gradient_accumulation_steps
-        loader = batches(
-            first_step=self.state.step * passes,
-            steps=self.recipe.max_steps * passes,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
         # Closed, because the frames of an error keep it alive, and Python waits for its worker
         # processes before it exits.
-        with _stop_signals() as stopping, closing(batch for batch in loader) as source:
+        with _stop_signals() as stopping, closing(self._rest(batches)) as source:
             stopped = False
             self._evaluate_if_due()  # if the run was stopped before it could
             while not (stopped or self._finished):
@@ -222,6 +215,16 @@ class _Run:
                     self._evaluate_if_due()
         done = self._finished and not self._evaluation_is_due
         return Outcome(self.state.step, done, self.out / MODEL, self.best)
+
+    def _rest(self, batches: Batches) -> Generator[dict[str, Any], None, None]:
+        """The batches of all passes that are left."""
+        passes = self.recipe.gradient_accumulation_steps
+        yield from batches(
+            first_step=self.state.step * passes,
+            steps=self.recipe.max_steps * passes,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
 
     @property
     def _finished(self) -> bool:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -105,10 +106,13 @@ def train(
     if validation is not None:
         validation = _open(validation, val_split(validation), task, skip_bad)
         _check_same_classes(dataset, validation)
-    processor = make_processor(model, processor, dataset, recipe)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        processor = make_processor(model, processor, dataset, recipe)
     model, sentences = make_model(model, dataset, recipe)
     for reason in (*dataset.skipped, *(validation.skipped if validation else ())):
         report(f"skipped: {reason}")
+    sentences += [str(warning.message) for warning in caught]
     for sentence in (*_summary(model, dataset, validation, recipe), *sentences):
         report(sentence)
     batches = partial(
