@@ -9,6 +9,7 @@ import torch
 from mask2former.cli.options import TASKS, choose_device, load_predictor, open_data
 from mask2former.cli.usage import UsageError
 from mask2former.configuration.model import Task
+from mask2former.data.open_dataset import find_dataset
 from mask2former.data.rendering import render_dataset
 from mask2former.images.processor import Mask2FormerImageProcessor
 from mask2former.predictor import default_device
@@ -40,8 +41,9 @@ def test_a_folder_without_a_processor_is_said_on_stderr(tiny_model, tmp_path, ca
 
 def test_an_option_or_a_task_that_does_not_apply_to_the_data_is_a_usage_error(tmp_path):
     render_dataset(tmp_path, "semantic", [1], [], 32)
-    assert open_data(tmp_path, None, None, False, False).task == "semantic"
+    found = find_dataset(tmp_path)
+    assert open_data(found, None, None, False, False).task == "semantic"
     with pytest.raises(UsageError, match="none for instance"):
-        open_data(tmp_path, None, None, False, False, "instance")
+        open_data(found, None, None, False, False, "instance")
     with pytest.raises(UsageError, match="--images"):
-        open_data(tmp_path, None, tmp_path, False, False)
+        open_data(found, None, tmp_path, False, False)
