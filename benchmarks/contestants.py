@@ -22,7 +22,7 @@ OURS = "mask2former_ops"
 # The same numbers, stored in float32.
 OURS_FLOAT32 = f"{OURS}, float32"
 PEER_FLOAT32 = f"{PEER}, float32"
-DETERMINISTIC = f"{OURS}, deterministic"  # the backward with the same bits in every run
+DETERMINISTIC = f"{OURS}, deterministic"  # with a backward that is bit-identical in every run
 DCNV4 = "DCNv4"
 FLOOR = "a copy of as many bytes"  # no contestant: what no kernel can be faster than
 

@@ -1,5 +1,5 @@
 // What the arguments of multi-scale deformable attention say, for all devices.
-// mask2former_ops/_checks.py has checked them.
+// mask2former_ops/ms_deform_attn.py has checked them.
 #pragma once
 
 #include <numeric>

@@ -1,5 +1,5 @@
-// What the arguments of bilinear point sampling say, for all devices. mask2former_ops/_checks.py
-// has checked them.
+// What the arguments of bilinear point sampling say, for all devices.
+// mask2former_ops/point_sample.py has checked them.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-"""Argument checks of the ops, the only ones: C++ takes its arguments as valid.
+"""What the argument checks of all operators share. C++ takes its arguments as valid.
 
 `check_before` puts an operator's checks in front of its kernels, compiled ones and reference alike.
 """
@@ -12,7 +12,7 @@ FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # The dispatch key right above those of the devices. torch lets every call pass there, with autograd
 # or without, under inference mode, vmap and autocast, from Python and C++. Only fake tensors do not
-# come so far: an operator's fake checks its arguments itself.
+# come so far: an operator's fake checks shapes and dtypes itself.
 _KEY = torch._C.DispatchKey.BackendSelect
 _DEVICES = torch._C._dispatch_keyset_full_after(_KEY)
 _LIBRARY = torch.library.Library("mask2former_ops", "FRAGMENT")

@@ -63,7 +63,8 @@ def _label_ids(text: str) -> list[int]:
     ids: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+        numbers = first.isdecimal() and (last.isdecimal() or not dash)
+        if not numbers or int(last or first) < int(first):
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a list of numbers and ranges such as 0-4,7"
             )

@@ -170,6 +170,8 @@ def _split(found: FoundDataset, args: argparse.Namespace) -> str | None:
     if args.split is not None or (args.data.is_file() and args.data.suffix.lower() == ".json"):
         return args.split
     names = list(found.splits)
+    if not names:  # opening says so
+        return None
     validation = [name for name in names if name.startswith("val")]
     for choice in (names, validation):
         if len(choice) == 1:

@@ -111,9 +111,11 @@ def _add_setting(group: argparse._ArgumentGroup, setting: dataclasses.Field) -> 
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 when stopped before the end."""
     from mask2former.training import train
+    from mask2former.training.setup import check_run
 
     try:
         recipe = _recipe(args)
+        check_run(args.out, recipe, args.resume)
         dataset, validation = _open(args)
         outcome = train(
             args.model,
@@ -149,17 +151,16 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 def _open(args: argparse.Namespace) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """The data set to train on, and the one to evaluate on if there is one."""
     from mask2former.data.open_dataset import find_dataset
-    from mask2former.training.setup import val_split
+    from mask2former.training.setup import only_val_split, val_split
 
     found = find_dataset(args.data)
     options = args.reduce_labels, args.skip_bad, args.task
     dataset = open_data(found, args.split, args.images, *options)
-    images = args.val_images
     if args.val_data is not None:
         found = find_dataset(args.val_data)
-    else:
-        images = images or args.images
+        split = args.val_split or only_val_split(found)
+        return dataset, open_data(found, split, args.val_images, *options)
     split = args.val_split or val_split(found)
-    if args.val_data is None and split is None:
+    if split is None:
         return dataset, None
-    return dataset, open_data(found, split, images, *options)
+    return dataset, open_data(found, split, args.val_images or args.images, *options)

@@ -90,6 +90,11 @@ class SwinConfig(Config):
     """
 
     model_type = "swin"
+    RANGES: ClassVar = {
+        "hidden_dropout_prob": (0, 1),
+        "attention_probs_dropout_prob": (0, 1),
+        "drop_path_rate": (0, 1),
+    }
 
     image_size: int = 224
     patch_size: int = 4

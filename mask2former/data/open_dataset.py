@@ -40,7 +40,7 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class FoundDataset:
-    """A data set whose format is known. What was read to know it, opening does not read again.
+    """A data set whose format is known. A first opening reads nothing again that was read for this.
 
     Attributes:
         path: its folder or annotation file.

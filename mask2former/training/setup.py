@@ -92,19 +92,12 @@ def train(
             other settings.
         FloatingPointError: a loss or gradient is not finite. The message names step and images.
     """
-    require_package("accelerate", "Training", "mask2former[train]")
     recipe, out = recipe or Recipe(), Path(out)
     if os.environ.get("RANK", "0") != "0":
         report = nothing
-    check_folder(out, recipe, resume)  # before the long work
-    data = _find(data)
+    check_run(out, recipe, resume)
+    dataset, validation = _open_both(data, validation, task, skip_bad)
     if validation is not None:
-        validation = _find(validation)
-    elif val_split(data) is not None:
-        validation = data
-    dataset = _open(data, None, task, skip_bad)
-    if validation is not None:
-        validation = _open(validation, val_split(validation), task, skip_bad)
         _check_same_classes(dataset, validation)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -147,21 +140,54 @@ def train(
     return outcome
 
 
+def check_run(out: Path, recipe: Recipe, resume: bool) -> None:
+    """What can be checked before the long work; errors are those of `train`."""
+    require_package("accelerate", "Training", "mask2former[train]")
+    check_folder(out, recipe, resume)
+
+
 # ---- data ---------------------------------------------------------------------------------------
 
 
-def _find(
+def _open_both(
     data: str | os.PathLike[str] | SegmentationDataset,
-) -> FoundDataset | SegmentationDataset:
-    """A data set that is recognised, unless it is open."""
-    return data if isinstance(data, SegmentationDataset) else find_dataset(data)
+    validation: str | os.PathLike[str] | SegmentationDataset | None,
+    task: Task | None,
+    skip_bad: bool,
+) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """The data to train on and the data to evaluate on, each recognised once."""
+    found = data if isinstance(data, SegmentationDataset) else find_dataset(data)
+    dataset = _open(found, None, task, skip_bad)
+    if validation is None:
+        if isinstance(found, SegmentationDataset) or val_split(found) is None:
+            return dataset, None
+        return dataset, _open(found, val_split(found), task, skip_bad)
+    if isinstance(validation, SegmentationDataset):
+        return dataset, _open(validation, None, task, skip_bad)
+    found = find_dataset(validation)
+    return dataset, _open(found, only_val_split(found), task, skip_bad)
 
 
-def val_split(data: FoundDataset | SegmentationDataset) -> str | None:
+def val_split(data: FoundDataset) -> str | None:
     """The name of a folder's split for validation; None where there is none, or no folder."""
-    if isinstance(data, SegmentationDataset) or not data.path.is_dir():
+    if not data.path.is_dir():
         return None
     return next((name for name in data.splits if name.startswith("val")), None)
+
+
+def only_val_split(data: FoundDataset) -> str | None:
+    """The split of a data set that is there for validation; None for the only one, or a file's own.
+
+    Raises:
+        DataError: it has several splits and none is for validation.
+    """
+    split = val_split(data)
+    if split is None and data.path.is_dir() and len(data.splits) > 1:
+        raise DataError(
+            f"{data.path} has the splits {', '.join(data.splits)}, and none is called val; choose "
+            "one with --val-split, or open it in Python."
+        )
+    return split
 
 
 def _open(

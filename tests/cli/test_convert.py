@@ -121,7 +121,7 @@ def test_things_are_numbers_and_ranges(text, ids):
     assert convert._label_ids(text) == ids
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2", "1-2-3"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2", "1-2-3", "5-2"])
 def test_things_that_are_no_numbers_are_refused(text, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["convert", "a.pkl", str(tmp_path / "model"), f"--things={text}"])

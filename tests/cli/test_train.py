@@ -81,6 +81,9 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(
     command = ["train", "--model", str(tiny_model), "--data", str(data), "--out", str(out)]
     assert main(command) == 1
     assert "has a run already; resume it (--resume)" in capsys.readouterr().err
+    # Before the data is looked at, which can take minutes.
+    assert main([*command[:4], str(tmp_path / "none"), *command[5:]]) == 1
+    assert "has a run already; resume it (--resume)" in capsys.readouterr().err
     assert main([*command, "--resume", "--dataloader-num-workers", "1"]) == 0
     for file in ("model.safetensors", "average.safetensors"):
         one, other = (run / "checkpoints/step-000004" / file for run in (trained, out))

@@ -11,7 +11,7 @@ def named(rules):
     return {name for name in vars(rules) if not name.startswith("_")}
 
 
-def test_transformers_has_another_answer_to_every_question():
+def test_both_sides_have_the_same_methods():
     assert named(TransformersRules) == named(Rules)
 
 

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import functools
 import multiprocessing
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from accelerate.state import AcceleratorState
 
 from mask2former import (
     BUNDLED_MODEL,
+    DataError,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessor,
     SwinConfig,
@@ -184,6 +186,17 @@ def test_a_folder_of_validation_data_gives_its_val_split(folders, tmp_path):
     scenes = SceneDataset(range(3), 64)
     train(model, scenes, tmp_path, QUICK, validation=str(data), report=said.append)
     assert said[0].startswith("3 images") and said[0].endswith("; 2 to evaluate on.")
+
+
+def test_validation_data_of_several_splits_without_one_for_validation_is_refused(folders, tmp_path):
+    model, data = folders
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data").rglob("*val*"):
+        path.rename(path.with_name(path.name.replace("val", "test")))
+    with pytest.raises(DataError, match=r"splits test, train, and none is called val; choose one"):
+        train(
+            model, SceneDataset(range(3), 64), tmp_path / "out", QUICK, validation=tmp_path / "data"
+        )
 
 
 def test_model_and_processor_that_are_given_stay_as_they_are(tmp_path):

@@ -20,8 +20,8 @@ class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016): while training, a branch is dropped for some images.
 
     Args:
-        rate: probability of a drop, from 0 to below 1. Kept branches are divided by `1 - rate`, so
-            that the mean stays.
+        rate: probability of a drop, from 0 to 1. Kept branches are divided by `1 - rate`, so that
+            the mean stays.
     """
 
     def __init__(self, rate: float) -> None:
@@ -34,7 +34,7 @@ class DropPath(nn.Module):
             return x
         keep = 1.0 - self.rate
         kept = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(keep)
-        return x * (kept / keep)
+        return x * (kept / (keep or 1.0))  # with rate 1 nothing is kept
 
 
 class SwinBlock(nn.Module):

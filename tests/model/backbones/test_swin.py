@@ -38,6 +38,7 @@ def test_drop_path_drops_whole_images_while_training_and_keeps_the_mean():
     assert torch.equal(y, y[:, :1, :1].expand_as(y))
     assert abs(float(y.mean()) - 1) < 0.05
     assert drop.eval()(x) is x
+    assert torch.equal(DropPath(1.0).train()(x), torch.zeros_like(x))
 
 
 def block_of(rate):
