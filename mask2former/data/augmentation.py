@@ -2,7 +2,7 @@
 
 The compositions `coco_lsj` and `semantic_crop` are the paper's; `few_images` is for fine-tuning.
 Each step draws from the generator it is given and from nothing else. Steps are frozen dataclasses,
-so that they travel to worker processes. Label maps and bool masks are resized by nearest, by
+so that they travel to worker processes. Index maps and bool masks are resized by nearest, by
 picking only those of their pixels that the crop keeps.
 """
 
@@ -159,7 +159,7 @@ class LargeScaleJitter:
 class ResizedCrop:
     """Resize the shortest edge to a random length, then cut at random to at most `crop`.
 
-    Crops of a label map are drawn, at most `CROP_TRIES`, until the largest class of one covers at
+    Crops of an index map are drawn, at most `CROP_TRIES`, until the largest class of one covers at
     most `max_ratio` of its pixels that are neither void nor crowd. 1 takes any crop, as the
     paper's configurations do. For bool masks, most of whose pixels have no class, there is no such
     limit.
@@ -305,7 +305,7 @@ def training_targets(sample: Sample, void: Void = "background", ignore_value: in
     """The sample with only those segments that are no crowd and have a pixel, renumbered.
 
     Void and crowd pixels are background of every mask, as in the paper, or with `void="ignore"`
-    count for nothing: `IGNORED` in a label map. Masks, where every pixel is known but those of a
+    count for nothing: `IGNORED` in an index map. Masks, where every pixel is known but those of a
     crowd, become uint8 if there is a crowd, and are `ignore_value` in the pixels that belong to a
     crowd and to no mask.
     """
@@ -353,7 +353,7 @@ def _without_segments_outside(sample: Sample, size: Size, offset: Offset, crop: 
 
 
 def _resized_part_of_masks(masks: Tensor, size: Size, offset: Offset, crop: Size) -> Tensor:
-    """The part of bool masks (T, H, W) or of a label map (H, W), as `resized_part` has it."""
+    """The part of bool masks (T, H, W) or of an index map (H, W), as `resized_part` has it."""
     rows, columns = _source_pixels(masks.shape[-2:], size, offset, crop)
     # numpy takes bytes eight times as fast as torch. The smaller the intermediate result, the
     # better, and whole rows are cheap to take.
@@ -374,9 +374,9 @@ def _source_pixels(
     return rows, columns
 
 
-def _areas(label_map: Tensor, segments: int) -> np.ndarray:
-    """Pixels of every segment of a label map, int64 (segments,)."""
-    return np.bincount(label_map.numpy().ravel() - VOID, minlength=segments + 1)[1:]
+def _areas(index_map: Tensor, segments: int) -> np.ndarray:
+    """Pixels of every segment of an index map, int64 (segments,)."""
+    return np.bincount(index_map.numpy().ravel() - VOID, minlength=segments + 1)[1:]
 
 
 def _occupied(masks: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class Loader:
     Every iteration starts from the first step again. A batch is a dict:
         pixel_values: float32 (N, 3, H, W).
         pixel_mask: bool (N, H, W), True where there is image; only where there is padding.
-        annotations: per image an `Annotation`, whose masks are an int32 label map (H, W), `VOID` in
+        annotations: per image an `Annotation`, whose masks are an int32 index map (H, W), `VOID` in
             the padding, or (T, H, W), bool, or uint8 where pixels are ignored, 0 in the padding.
             They are checked here, on the CPU, and not by the model, where it would wait for its
             device.

@@ -47,7 +47,7 @@ def class_segments(classes: np.ndarray) -> tuple[Tensor, Tensor]:
         classes: integers (height, width), the class of every pixel or `VOID`.
 
     Returns:
-        The label map, int32 (H, W), and the class of each of its segments, int64 (T,), ascending.
+        The index map, int32 (H, W), and the class of each of its segments, int64 (T,), ascending.
     """
     counts = np.bincount((classes - VOID).ravel())  # void is counted at 0
     labels = np.flatnonzero(counts[1:])

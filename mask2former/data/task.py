@@ -68,7 +68,7 @@ class _AsSemantic(_View):
 
 
 def _class_map(sample: Sample) -> np.ndarray:
-    """The class of every pixel of a label map."""
+    """The class of every pixel of an index map."""
     table = np.append(sample.labels.numpy().astype(np.int32), np.int32(VOID))
     return table[sample.masks.numpy()]  # void, -1, is the last entry
 

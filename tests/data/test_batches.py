@@ -291,7 +291,7 @@ def test_samples_that_do_not_fit_their_classes_are_refused_in_the_loader():
     sample = SCENES[0]
     with pytest.raises(ValueError, match=r"class_labels\[0\] has labels from"):
         collated([sample], PROCESSOR, int(sample.labels.max()))
-    with pytest.raises(ValueError, match=r"mask_labels\[0\] is a label map with values from"):
+    with pytest.raises(ValueError, match=r"mask_labels\[0\] is an index map with values from"):
         collated([replace(sample, labels=sample.labels[:1])], PROCESSOR, CLASSES)
 
 

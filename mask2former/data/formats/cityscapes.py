@@ -114,7 +114,7 @@ class Cityscapes(SegmentationDataset):
 
 
 def _segments(ids: np.ndarray, path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Label map, labels and crowd of the segments whose class is one of the 19, by id."""
+    """Index map, labels and crowd of the segments whose class is one of the 19, by id."""
     trained = {entry.id: label for label, entry in enumerate(CLASSES)}
     ids = ids.astype(np.int32, copy=False)
     if (lowest := int(ids.min())) < 0:
