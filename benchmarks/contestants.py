@@ -22,7 +22,7 @@ OURS = "mask2former_ops"
 # The same numbers, stored in float32.
 OURS_FLOAT32 = f"{OURS}, float32"
 PEER_FLOAT32 = f"{PEER}, float32"
-DETERMINISTIC = f"{OURS}, deterministic"  # the backward with the same bits in every run
+DETERMINISTIC = f"{OURS}, deterministic"  # the backward is bit-identical in every run
 DCNV4 = "DCNv4"
 FLOOR = "a copy of as many bytes"  # no contestant: what no kernel can be faster than
 
@@ -117,7 +117,7 @@ def dcnv4_arguments(
 ) -> list:
     """What DCNv4 takes: locations and logits in one tensor, (N, Q, M, L * P * 3) in value's dtype.
 
-    It applies softmax itself. Its gradients are those of logits, so it takes part forward only.
+    It applies softmax itself and differentiates logits, so it takes part forward only.
     """
     points = locations.shape[4]
     if num_points is not None or points not in (4, 8) or value.shape[3] % 8:
