@@ -244,7 +244,7 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
             pixel_mask: (N, H, W), non-zero where there is image and 0 where there is padding, which
                 must lie at the bottom and right. An image gives the same answer in any batch.
                 Default: no padding. With padding, a canvas that is no multiple of the coarsest
-                stride is padded to one, and mask logits are those of the larger canvas.
+                stride is padded to one, and mask logits cover the larger canvas.
             output_hidden_states, output_auxiliary_logits, output_attentions: fill those fields;
                 default: as the configuration says.
             return_dict: False for a plain tuple of the fields that are present.

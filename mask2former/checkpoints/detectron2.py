@@ -200,19 +200,19 @@ def from_detectron2(
 def infer_config(weights: dict[str, Tensor], path: Path) -> tuple[Mask2FormerConfig, list[str]]:
     """The configuration of a state dict of the paper's code, from names and shapes.
 
-    Labels are numbered. The number of attention heads is that of the pixel decoder, which shares
-    it; the size of the windows follows from the table of relative positions.
+    Labels are numbered. The number of attention heads is read from the pixel decoder, which
+    shares it; the size of the windows follows from the table of relative positions.
 
     Args:
         weights: tensors by foreign name, as `read_detectron2` returns them.
         path: the file, for messages.
 
     Returns:
-        The configuration, and the names of its fields that had to be assumed, those of the backbone
+        The configuration, and the names of its fields that had to be assumed, the backbone's
         as "backbone_config.NAME". They have the values of the model zoo.
 
     Raises:
-        DataError: the tensors are not those of such a model.
+        DataError: the tensors do not belong to such a model.
     """
     shapes = _Shapes(weights, path)
     swin = "backbone.patch_embed.proj.weight" in weights
@@ -275,7 +275,7 @@ class _Shapes:
         return shape
 
     def count(self, pattern: str) -> int:
-        """How many different numbers stand in the place of the # among the names."""
+        """How many different numbers the names have where the pattern has #."""
         expression = re.compile(re.escape(pattern).replace(r"\#", r"(\d+)"))
         return len({m[1] for m in map(expression.match, self.weights) if m})
 

@@ -3,7 +3,7 @@
 The compositions `coco_lsj` and `semantic_crop` are the paper's; `few_images` is for fine-tuning.
 Each step draws from the generator it is given and from nothing else. Steps are frozen dataclasses,
 so that they travel to worker processes. Index maps and bool masks are resized by nearest, by
-picking only those of their pixels that the crop keeps.
+picking only the pixels that the crop keeps.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def few_images(
 ) -> Augmentation:
     """For fine-tuning on a few hundred images: the size that the model will see, and a flip.
 
-    Colours and scales stay those of the images, which so few cannot teach the model to disregard.
+    Colours and scales stay: so few images cannot teach the model to disregard them.
     """
     return Augmentation((ProcessorResize(processor), Flip(flip)), None, void, ignore_value)
 
@@ -197,7 +197,7 @@ class ResizedCrop:
     def _varied(self, sample: Sample, size: Size, offset: Offset, crop: Size) -> bool:
         if self.max_ratio == 1 or sample.masks.dim() == 3:
             return True
-        areas = _areas(_resized_part_of_masks(sample.masks, size, offset, crop), len(sample.labels))
+        areas = _areas(_resized_masks(sample.masks, size, offset, crop), len(sample.labels))
         areas[sample.crowd.numpy()] = 0
         classes = np.bincount(sample.labels.numpy(), weights=areas)
         return 0 < classes.max(initial=0) <= self.max_ratio * classes.sum()
@@ -292,7 +292,7 @@ def resized_part(
     image = image[:, top : top + height, left : left + width]
     if sample.masks.dim() == 3:
         sample = _without_segments_outside(sample, size, offset, crop)
-    masks = _resized_part_of_masks(sample.masks, size, offset, crop)
+    masks = _resized_masks(sample.masks, size, offset, crop)
     return replace(sample, image=image, masks=masks, areas=None)
 
 
@@ -305,8 +305,8 @@ def training_targets(sample: Sample, void: Void = "background", ignore_value: in
     """The sample with only those segments that are no crowd and have a pixel, renumbered.
 
     Void and crowd pixels are background of every mask, as in the paper, or with `void="ignore"`
-    count for nothing: `IGNORED` in an index map. Masks, where every pixel is known but those of a
-    crowd, become uint8 if there is a crowd, and are `ignore_value` in the pixels that belong to a
+    count for nothing: `IGNORED` in an index map. In masks only the pixels of a crowd are
+    unknown. If there is one, masks become uint8, with `ignore_value` in the pixels that belong to a
     crowd and to no mask.
     """
     if sample.masks.dim() == 2:
@@ -352,7 +352,7 @@ def _without_segments_outside(sample: Sample, size: Size, offset: Offset, crop: 
     return sample if bool(kept.all()) else _with_segments(sample, sample.masks[kept], kept)
 
 
-def _resized_part_of_masks(masks: Tensor, size: Size, offset: Offset, crop: Size) -> Tensor:
+def _resized_masks(masks: Tensor, size: Size, offset: Offset, crop: Size) -> Tensor:
     """The part of bool masks (T, H, W) or of an index map (H, W), as `resized_part` has it."""
     rows, columns = _source_pixels(masks.shape[-2:], size, offset, crop)
     # numpy takes bytes eight times as fast as torch. The smaller the intermediate result, the

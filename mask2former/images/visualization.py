@@ -243,7 +243,7 @@ def _tag_boxes(
     """Boxes for a tag, the best first: in the segment if it fits there, else beside it."""
     width, height = size
     own = _Box(window[1].start, window[0].start, window[1].stop, window[0].stop)
-    # The point in the middle of those farthest from the outline. Distances are measured in widths
+    # The middle of the points farthest from the outline. Distances are measured in widths
     # and heights of the tag, and a coarse grid is enough.
     step = max(1, min(mask.shape) // 128)
     coarse = np.pad(mask[::step, ::step], 1)

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from mask2former.training.callback import Callback, StepAverages, headlines, parts_of
+from mask2former.training.callback import Callback, StepAverages, headlines, sum_by_part
 
 SMOOTHED_STEPS = 20  # steps that the figures are means of
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -88,7 +88,7 @@ def say(sentence: str) -> None:
 
 def figures(means: Mapping[str, float]) -> str:
     """The means of some steps, as `StepAverages` gives them, on one line."""
-    parts = ", ".join(f"{part} {value:.3f}" for part, value in parts_of(means).items())
+    parts = ", ".join(f"{part} {value:.3f}" for part, value in sum_by_part(means).items())
     return (
         f"loss {means['loss']:.3f} ({parts}), lr {means['lr']:.3g}, "
         f"{means['images_per_second']:.3g} images/s, {means['memory']:.1f} GiB"

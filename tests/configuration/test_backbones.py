@@ -152,7 +152,7 @@ def test_the_name_of_a_folder_is_read_at_once_and_all_of_it_is_saved(tmp_path):
     assert Mask2FormerConfig.from_pretrained(tmp_path) == config
 
 
-def test_a_name_that_leads_nowhere_is_one_sentence():
+def test_an_unknown_name_gets_one_sentence():
     with pytest.raises(DataError, match=r"no backbone 'resnet50' .* use_timm_backbone=True"):
         Mask2FormerConfig(backbone="resnet50")
 

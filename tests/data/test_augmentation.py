@@ -91,8 +91,8 @@ def test_masks_stay_where_the_image_shows_them(name, kind, seed, height, width):
     for segment in range(3):
         # Where segments meet, colours mix; a pure colour is all from one segment.
         pure = (result.image[segment] == 255) & (result.image.sum(0) == 255)
-        place = (result.labels == segment).nonzero()
-        mask = masks[place[0, 0]] if len(place) else torch.zeros_like(pure)
+        index = (result.labels == segment).nonzero()
+        mask = masks[index[0, 0]] if len(index) else torch.zeros_like(pure)
         assert not (pure & ~mask).any()
         assert not (mask & (result.image[segment] == 0)).any()
 
@@ -139,7 +139,7 @@ def test_jitter_resizes_to_fit_the_scaled_square_and_cuts_a_part_of_that():
     assert LargeScaleJitter((80, 80), (0.1, 0.1))(pixel_numbers(40, 60), rng()).size == (5, 8)
 
 
-def test_jitter_draws_scales_evenly_and_offsets_of_the_two_axes_apart():
+def test_jitter_draws_scales_evenly_and_the_offsets_of_both_axes_independently():
     sample = pixel_numbers(30, 30)
     jitter = LargeScaleJitter((30, 30))
     generator = rng()
@@ -169,8 +169,8 @@ def test_crop_resizes_the_shortest_edge_to_the_lengths_listed():
 
 def test_a_crop_can_lie_anywhere_in_the_image():
     step = ResizedCrop((2, 2), (3,), 4, max_ratio=1.0)
-    places = {int(step(pixel_numbers(3, 4), rng(seed)).masks[0, 0]) for seed in range(60)}
-    assert places == {0, 1, 2, 4, 5, 6}
+    corners = {int(step(pixel_numbers(3, 4), rng(seed)).masks[0, 0]) for seed in range(60)}
+    assert corners == {0, 1, 2, 4, 5, 6}
 
 
 def test_paper_lengths_of_the_shortest_edge():

@@ -36,7 +36,7 @@ def test_segments_of_an_index_map_are_numbered_from_1():
 
 @pytest.mark.parametrize("rows", [([1, 0, 0], [1, 1, 0]), ([1, 1, 0], [1, 0, 0])])
 def test_of_masks_that_overlap_the_smaller_is_on_top(rows):
-    small = min(range(2), key=lambda place: sum(rows[place])) + 1
+    small = min(range(2), key=lambda i: sum(rows[i])) + 1
     ids = masks(*rows).id_map()
     assert ids.dtype == torch.int32
     assert ids.tolist() == [[small, 3 - small, 0]]

@@ -137,14 +137,14 @@ def test_an_index_map_is_sampled_like_its_masks(padded):
     if padded:
         pixel_mask[..., 8:] = False
     classes = [torch.tensor([0, 255, 2, 1])]
-    of_map, of_masks = (
+    from_map, from_masks = (
         annotations([x], classes, pixel_mask if padded else None)[0] for x in index_map_and_masks()
     )
-    assert of_map.labels.tolist() == of_masks.labels.tolist() == [0, 2, 1]
+    assert from_map.labels.tolist() == from_masks.labels.tolist() == [0, 2, 1]
     which = torch.tensor([2, 0])
     for map_, masks, count in (
-        (of_map, of_masks, 3),
-        (of_map.chosen(which), of_masks.chosen(which), 2),
+        (from_map, from_masks, 3),
+        (from_map.chosen(which), from_masks.chosen(which), 2),
     ):
         for size in (1, count):
             points = torch.rand(size, 500, 2, generator=torch.Generator().manual_seed(0)).double()
@@ -152,7 +152,7 @@ def test_an_index_map_is_sampled_like_its_masks(padded):
             assert torch.equal(map_.weights(points).expand(count, -1), expected)
             assert 0 < expected.mean() < 1
             assert torch.allclose(map_.sample(points), masks.sample(points), atol=1e-12)
-    assert of_map.chosen(which).labels.tolist() == [1, 0]
+    assert from_map.chosen(which).labels.tolist() == [1, 0]
 
 
 def test_an_index_map_in_which_every_pixel_counts_ignores_nothing():

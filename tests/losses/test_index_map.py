@@ -8,7 +8,7 @@ LIMIT = {torch.float64: 1e-12, torch.float32: 3e-7}  # measured: 1.6e-15 and 1.2
 
 
 def points_in_and_around(sets, dtype):
-    """Some of them on centres and edges of pixels, outside, or nowhere."""
+    """Some on centres and edges of pixels, outside, NaN or infinite."""
     generator = torch.Generator().manual_seed(1)
     points = torch.rand(sets, 400, 2, generator=generator, dtype=dtype) * 1.4 - 0.2
     points[:, :100] = (points[:, :100] * 26).round() / 26

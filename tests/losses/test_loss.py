@@ -125,10 +125,10 @@ def test_each_weight_of_the_configuration_scales_its_loss_alone():
 
 def test_points_are_drawn_as_the_configuration_says(monkeypatch):
     drawn, asked = [], []
-    of_matching, of_loss = torch.rand, loss.uncertain_points
-    monkeypatch.setattr(torch, "rand", lambda *s, **k: drawn.append(s[1]) or of_matching(*s, **k))
+    rand, select_points = torch.rand, loss.uncertain_points
+    monkeypatch.setattr(torch, "rand", lambda *s, **k: drawn.append(s[1]) or rand(*s, **k))
     monkeypatch.setattr(
-        loss, "uncertain_points", lambda x, *a: asked.append((len(x), *a)) or of_loss(x, *a)
+        loss, "uncertain_points", lambda x, *a: asked.append((len(x), *a)) or select_points(x, *a)
     )
     model = tiny_model(
         train_num_points=40,

@@ -108,8 +108,8 @@ def steps() -> list[Step]:
         print("compute-sanitizer was not found: memcheck and racecheck are left out")
     # Calls that torch makes and that fail by design are no errors of ours.
     for tool in [["memcheck", "--report-api-errors", "no"], ["racecheck"]] if sanitizer else []:
-        watched = [sanitizer, "--tool", *tool, "--error-exitcode", "9"]
-        small_case = [*watched, python, "-m", "tests.ops.gpu_check", "small case"]
+        checked = [sanitizer, "--tool", *tool, "--error-exitcode", "9"]
+        small_case = [*checked, python, "-m", "tests.ops.gpu_check", "small case"]
         # Memory that torch keeps for itself would hide accesses beyond the end.
         found.append(Step(tool[0], small_case, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
     benchmark = [python, "-m", "benchmarks", "ops", "--device", "cuda", "--quick"]

@@ -262,9 +262,9 @@ def test_uniform_points_have_the_moments_of_uniform_numbers(run, dtype):
         assert (product.mean(1).abs() < 1.01 * error).all()
     between = centred @ centred.T / numbers.shape[1]
     assert (between - between.diag().diag()).abs().max() < error
-    cells = torch.histc(numbers, 64, 0, 1)
+    counts = torch.histc(numbers, 64, 0, 1)
     expected = numbers.numel() / 64
-    assert ((cells - expected) ** 2 / expected).sum() < 63 + 5 * 126**0.5  # chi-squared
+    assert ((counts - expected) ** 2 / expected).sum() < 63 + 5 * 126**0.5  # chi-squared
 
 
 @implementations

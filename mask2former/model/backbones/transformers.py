@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mask2former.io.errors import DataError
-from mask2former.model.backbones.library import LibraryBackbone, is_plain, last_of_each_stride
+from mask2former.model.backbones.library import LibraryBackbone, is_plain, last_map_per_stride
 
 # Every stride up to 64 and every usual patch size divides it.
 PROBE_SIZE = 448
@@ -40,7 +40,7 @@ class TransformersBackbone(LibraryBackbone):
         names = list(shapes)
         plain = is_plain(list(strides.values()))
         if not plain and config.out_features == names[-1:]:
-            chosen = last_of_each_stride(
+            chosen = last_map_per_stride(
                 list(strides.values()), feature_strides, f"The backbone {config.model_type!r}"
             )
             config.out_features = [names[index] for index in chosen]

@@ -166,7 +166,7 @@ def test_a_file_without_images_is_said_to_be_one(tmp_path):
         find_images([], file)
 
 
-def test_images_that_are_nowhere_are_said_with_the_remedy(tmp_path):
+def test_missing_images_are_named_with_the_remedy(tmp_path):
     file = write_json(tmp_path / "labels.json", {})
     with pytest.raises(DataError, match="labels.json .*none has a.png.* --images"):
         find_images([image()], file)

@@ -81,7 +81,7 @@ def test_a_background_that_is_one_of_two_classes_of_label_maps_is_sound():
 def test_things_that_are_crowds_mostly():
     masks = torch.eye(4, dtype=torch.bool)[:, None].tolist()
     for crowds, warnings in ((2, 0), (3, 1)):
-        crowd = [place < crowds for place in range(4)]
+        crowd = [index < crowds for index in range(4)]
         one = sample(masks, [0] * 4, crowd=crowd)
         found = warnings_of(one, task="instance", classes={1: "cat"}, things={"cat"})
         assert len(found) == warnings

@@ -113,8 +113,8 @@ def test_position_embeddings_are_timms_for_the_padded_size():
     )
     theirs.double().eval().load_state_dict(state)
     tokens = theirs.forward_features(F.pad(image, (0, 6, 0, 6)))[:, 1:]
-    cells = tokens.transpose(1, 2).unflatten(2, (5, 5))
-    expected = F.interpolate(cells, scale_factor=14 / 16, mode="bilinear")
+    grid = tokens.transpose(1, 2).unflatten(2, (5, 5))
+    expected = F.interpolate(grid, scale_factor=14 / 16, mode="bilinear")
     assert relative_error(backbone(image)[2], expected) < 1e-12
 
 
