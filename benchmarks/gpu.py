@@ -73,7 +73,7 @@ class Gpu:
         return machine.describe_gpu() | {"copy in GB/s": round(self.copy_rate / 1e9)}
 
     def sets(self, given: Given) -> list[Given]:
-        """As many as no cache can hold on to."""
+        """As many sets of arguments as no cache can hold."""
         first = given.each(lambda x: x.to(self.device))
         count = sets_beyond(self.cache, total_bytes(first.arguments))
         return [first, *(first.each(Tensor.clone) for _ in range(count - 1))]

@@ -202,8 +202,8 @@ MASK2FORMER_INLINE void add_to_plane(const PointProblem& problem, PointBlock<Rea
 }
 
 // The planes have one writer that takes the points in their order: the sums do not depend on the
-// threads. They are summed up where they lie, side by side, so that the points are located once for
-// all of them.
+// threads. They are summed up in place, side by side, so that the points are located once for all
+// of them.
 template <typename Storage>
 void backward_input(const PointProblem& problem, const PointData<Storage>& data,
                     PointBlock<Storage>& block, int64_t image, int64_t begin, int64_t end) {

@@ -75,8 +75,8 @@ __device__ __forceinline__ Row find_row(const AttentionArguments<typename L::Sto
 
 // ---- samples --------------------------------------------------------------------------------------
 
-// Offsets into value count packs of kWidth numbers, times kOffsetUnit. So in fast
-// layouts they are in bytes, and in all layouts the low bits are free for flags.
+// Offsets into value count packs of kWidth numbers, times kOffsetUnit. So in fast layouts they
+// are in bytes, and in all layouts the low bits are free for flags.
 constexpr int kOffsetUnit = 16;
 constexpr int kFlags = kOffsetUnit - 1;
 

@@ -121,7 +121,7 @@ def few_images(
 ) -> Augmentation:
     """For fine-tuning on a few hundred images: the size that the model will see, and a flip.
 
-    Colours and scales stay: so few images cannot teach the model to disregard them.
+    Colours and scales are not changed: so few images cannot teach a model to disregard them.
     """
     return Augmentation((ProcessorResize(processor), Flip(flip)), None, void, ignore_value)
 

@@ -2,7 +2,7 @@
 
 The masks of an image are (T, H, W), which may overlap, or an index map (H, W), in which a pixel
 belongs to at most one annotation. Ignored, which means that they take part neither in matching nor
-in the mask losses, are: pixels whose value in a mask is `ignore_value`, or `IGNORED` in a label
+in the mask losses, are: pixels whose value in a mask is `ignore_value`, or `IGNORED` in an index
 map; and the padding of the batch. An annotation of class `ignore_value` is left out.
 """
 
@@ -253,7 +253,7 @@ def _check_index_map(index_map: Tensor, count: int, i: int) -> None:
 
 
 def _check_values(masks: Tensor, ignored: Tensor, i: int, ignore_value: int) -> None:
-    """Of masks with values below 0 or above 1."""
+    """Check masks that have values below 0 or above 1."""
     own = (masks >= 0) & (masks <= 1)
     described = f"mask_labels[{i}] has values from {masks.min().item():g} to {masks.max().item():g}"
     if not bool((own | ignored).all()):

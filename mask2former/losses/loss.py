@@ -141,7 +141,7 @@ def sample_pairs(
 
 
 def mask_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Binary cross-entropy of M masks, (M,), the mean over the points, of P, that count."""
+    """Binary cross-entropy of M masks, (M,): the mean over the points that count."""
     total = F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none").sum(-1)
     return total / weights.sum(-1).clamp(min=1)
 

@@ -88,8 +88,8 @@ TAXONOMIES: dict[str, Taxonomy] = {
     ),
     # Classes that the bundled model does not know: smooth outlines, convex polygons, others; ground
     # and water are one. Like the shapes they do not depend on the scale, position, rotation or
-    # colours of a thing, which training varies. Boxes split into square and oblong ones are not
-    # among them: after 300 steps of tuning the bundled model told none of these from each other.
+    # colours of a thing, which training varies. Square and oblong boxes are one class:
+    # after 300 steps of tuning the bundled model could not distinguish them.
     "outlines": Taxonomy(
         _names(
             *((1, "round", True), (3, "angular", True), (4, "spiky", True)),

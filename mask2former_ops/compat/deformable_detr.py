@@ -145,7 +145,7 @@ def _int64(metadata: Tensor) -> Tensor:
 
 
 def _in_accepted_dtype(value: Tensor, other: Tensor) -> Tensor:
-    """Locations or weights in a dtype that the operator takes beside value's."""
+    """Locations or weights in a dtype that the operator accepts with value's."""
     if value.dtype in (torch.float16, torch.bfloat16) and other.dtype == torch.float32:
         return other  # half coordinates would be coarse
     return other.to(value.dtype)

@@ -51,7 +51,7 @@ def ellipse(rng, size):
 
 
 def shifted(rng, mask):
-    """The mask a little aside, with some rows lost."""
+    """The mask shifted a little, with some rows lost."""
     moved = np.roll(mask, rng.integers(-4, 5, 2), axis=(0, 1))
     moved[: rng.integers(0, 6)] = False
     return moved

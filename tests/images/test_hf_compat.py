@@ -117,7 +117,7 @@ def test_nothing_found(ours, theirs):
 
 
 def both(task, outputs, **arguments):
-    """The first image's result; all are those of transformers."""
+    """The first image's result, after a check that all equal transformers'."""
     name = f"post_process_{task}_segmentation"
     processor = Mask2FormerImageProcessor(hf_compat=True)
     results = getattr(processor, name)(outputs, **arguments)

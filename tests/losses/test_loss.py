@@ -332,7 +332,7 @@ def losses_of(features, annotation, config):
 
 
 def test_mask_losses_are_means_over_the_points_that_count():
-    """The same points, with the loss of those that touch no ignored pixel written out."""
+    """The loss at the same points, written out for points that touch no ignored pixel."""
     config = tiny_model(importance_sample_ratio=0.0).config
     (embeddings, features), (masks, classes) = random_prediction(), make_labels(0, [2], (16, 16), 3)
     ignored = torch.zeros(2, 16, 16, dtype=torch.bool)

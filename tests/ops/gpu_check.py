@@ -1,7 +1,7 @@
 """Builds the CUDA kernels, tests and times them on this machine's GPU: `make gpu-check`.
 
 Needs a torch with CUDA, nvcc and a C++ compiler; what else the tests need is installed into
-build/gpu-check if it is not there. compute-sanitizer watches a small case where it is installed.
+build/gpu-check if it is not there. compute-sanitizer checks a small case where it is installed.
 Results of the benchmark, of the rows that have a target, go to benchmarks/results.
 """
 

@@ -168,7 +168,7 @@ def test_numbers_of_any_size_are_ordered(dtype, scale):
 @every_set
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logits_that_are_nan_are_the_least_certain(run, dtype):
-    """So that a loss at the chosen points tells of them."""
+    """So that a loss at the chosen points is NaN too."""
     logits = torch.zeros(2, 8, 8, dtype=dtype)
     logits[:, :, 4:] = math.inf
     logits[0, 2:6, 2:4] = math.nan

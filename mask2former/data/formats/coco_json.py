@@ -164,8 +164,8 @@ def find_images(images: list[Any], file: Path, not_here: Path | None = None) -> 
     """The folder that the images of an annotation file are in.
 
     It may be the file's own folder, or a folder beside the file called "images" or like the split.
-    For a file in a folder called "annotations" they are beside that. Else it is any folder there
-    that has the images.
+    For a file in a folder called "annotations" these are beside that folder. Else it is any
+    folder there that has the images.
 
     Raises:
         DataError: none has.

@@ -18,9 +18,9 @@ PROBE_SIZE = 448
 class TransformersBackbone(LibraryBackbone):
     """Any backbone of transformers; see `LibraryBackbone`.
 
-    `config.out_features` chooses among its stages. The last one alone, which is what the library's
-    configurations say by default, becomes the last stage of each of `feature_strides`, unless the
-    network is a plain vision transformer.
+    `config.out_features` chooses some of its stages. The library's default, the last stage alone,
+    becomes the last stage of each of `feature_strides`, unless the network is a plain vision
+    transformer.
 
     Args:
         config: a configuration object of transformers that its AutoBackbone takes.
