@@ -127,12 +127,12 @@ EMPTY_WEIGHT = "criterion.empty_weight"
 IGNORED_ENDINGS = (EMPTY_WEIGHT, "attn.relative_position_index", "pixel_mean", "pixel_std")
 
 # What decides about results or training and leaves no trace in the tensors.
-UNSAID = (
+ASSUMED = (
     *("pre_norm", "activation_function", "dropout"),
     *("class_weight", "mask_weight", "dice_weight"),
 )
-SOMETIMES_UNSAID = ("num_attention_heads", "no_object_weight")
-UNSAID_OF_BACKBONE = {
+SOMETIMES_ASSUMED = ("num_attention_heads", "no_object_weight")
+BACKBONE_ASSUMED = {
     "swin": ("hidden_act", "drop_path_rate"),
     "resnet": ("hidden_act", "downsample_in_bottleneck"),
 }
@@ -222,9 +222,9 @@ def infer_config(weights: dict[str, Tensor], path: Path) -> tuple[Mask2FormerCon
         config = Mask2FormerConfig(backbone_config=backbone, **head)
     except ValueError as error:
         raise DataError(f"The tensors in {path} make no model: {error}") from error
-    unsaid = (name for name in SOMETIMES_UNSAID if name not in head)
-    of_backbone = UNSAID_OF_BACKBONE[backbone.model_type]
-    return config, [*UNSAID, *unsaid, *(f"backbone_config.{name}" for name in of_backbone)]
+    head_fields = (name for name in SOMETIMES_ASSUMED if name not in head)
+    backbone_fields = (f"backbone_config.{n}" for n in BACKBONE_ASSUMED[backbone.model_type])
+    return config, [*ASSUMED, *head_fields, *backbone_fields]
 
 
 def _head_fields(shapes: _Shapes) -> dict[str, Any]:

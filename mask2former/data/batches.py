@@ -49,7 +49,7 @@ def make_loader(
 
     Args:
         dataset: what to train on. Every epoch has all its images once, in a new order; an epoch
-            that ends amid a batch runs into the next.
+            that ends inside a batch runs into the next.
         processor: rescales and normalizes; images come in the size that `augment` gives them.
         augment: random changes.
         batch_size: images per step, of all processes together.

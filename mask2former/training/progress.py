@@ -29,7 +29,7 @@ class Progress(Callback):
         self.steps, self.every, self.stream = steps, every, stream or sys.stderr
         self.recent: deque[tuple] = deque(maxlen=SMOOTHED_STEPS)
         self.bar: tqdm | None = None
-        self.said: float | None = None  # time of the last line
+        self.last_line: float | None = None  # when it was printed
 
     def on_step(
         self, step: int, losses: Mapping[str, float], lr: float, images: int, seconds: float
@@ -39,8 +39,8 @@ class Progress(Callback):
             self._move_bar(step)
             return
         now = time.monotonic()
-        if self.said is None or step == self.steps or now - self.said >= self.every:
-            self.said = now
+        if self.last_line is None or step == self.steps or now - self.last_line >= self.every:
+            self.last_line = now
             self._say(self._line(step))
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:

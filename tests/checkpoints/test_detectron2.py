@@ -188,7 +188,7 @@ def test_every_parameter_arrives_where_the_independent_description_says(model, t
     assert found | {"drop_path_rate": 0} == given | {"drop_path_rate": 0}
 
 
-def test_names_of_every_kind_are_those_of_the_paper_s_code(tmp_path):
+def test_names_of_every_kind_equal_the_papers_code(tmp_path):
     swin, resnet = state_of(tiny_model("swin")), state_of(KINDS["bottleneck"]())
     for name, shape in {
         "backbone.patch_embed.proj.weight": (8, 3, 4, 4),

@@ -59,7 +59,7 @@ def test_a_dict_ours_and_theirs_make_the_same_backbone(transformers):
     ],
 )
 @pytest.mark.parametrize("model_type", ["swin", "resnet"])
-def test_stages_are_those_of_transformers(model_type, given, stages):
+def test_stages_equal_transformers(model_type, given, stages):
     config = Mask2FormerConfig(backbone_config={"model_type": model_type, **given}).backbone_config
     assert config.out_features == stages
     assert not {"out_indices", "stage_names"} & set(config.to_dict())

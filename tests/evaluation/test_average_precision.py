@@ -121,7 +121,7 @@ def pycocotools_figures(images, num_labels):
 @pytest.mark.parametrize(
     ("seed", "images", "objects", "extras"), [(0, 8, 6, 4), (1, 8, 3, 0), (2, 2, 9, 250)]
 )
-def test_figures_equal_those_of_pycocotools(seed, images, objects, extras):
+def test_figures_equal_pycocotools(seed, images, objects, extras):
     rng = np.random.default_rng(seed)
     num_labels = 3
     cases = [random_image(rng, num_labels - 1, objects, extras) for _ in range(images)]

@@ -218,7 +218,7 @@ def plain_losses(class_logits, embeddings, features, masks, classes, config):
 
 @pytest.mark.parametrize("counts", [(3, 2), (0, 1), (0, 0), (8, 3), (6, 6)])
 @pytest.mark.parametrize("kind", ["bool", "index map"])
-def test_loss_and_gradients_are_those_of_the_plain_formulation(counts, kind):
+def test_loss_and_gradients_equal_the_plain_formulation(counts, kind):
     config = tiny_model().config
     generator = torch.Generator().manual_seed(0)
     predictions = [

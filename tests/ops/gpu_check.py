@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def find_gpu() -> str:
-    """The GPU's compute capability, such as "9.0"; exits with one sentence if anything is amiss."""
+    """The GPU's compute capability, such as "9.0"; exits with one sentence if there is none."""
     try:
         import torch
     except ImportError as error:

@@ -104,7 +104,7 @@ def test_the_kernel_draws_the_published_numbers():
 @every_set
 @pytest.mark.parametrize("seed", [SEED, 0, -1, -(2**63), 2**63 - 1])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_kernels_points_are_those_of_the_oracle(dtype, seed):
+def test_the_kernels_points_equal_the_oracles(dtype, seed):
     check_kernel(mask_logits(dtype), 300, 75, 100, seed)
 
 

@@ -56,7 +56,7 @@ def opened(root, values, skip_bad=False):
     return CocoInstances(CocoFile(file), skip_bad=skip_bad)
 
 
-def test_objects_are_those_of_the_file(root):
+def test_objects_come_from_the_file(root):
     dataset = opened(root, content())
     assert dataset.task == "instance"
     assert dataset.id2label == {0: "cat", 1: "dog"}

@@ -147,7 +147,7 @@ def test_the_folder_with_most_of_the_images_is_theirs(tmp_path):
     assert find_images([image(name=name) for name in names], file).name == "later"
 
 
-def test_the_folder_of_label_maps_is_not_that_of_the_images(tmp_path):
+def test_the_folder_of_label_maps_is_not_taken_for_the_images(tmp_path):
     file = write_json(tmp_path / "panoptic_x.json", {})
     for folder in ("panoptic_x", "pictures"):
         write_picture(tmp_path / folder / "a.png")

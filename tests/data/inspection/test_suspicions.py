@@ -42,7 +42,7 @@ def test_a_background_that_never_occurs_is_a_class_too_many():
     assert warning.startswith("1 class (_background_) is never seen; remove")
 
 
-def test_of_label_maps_it_is_one_even_if_other_classes_never_occur():
+def test_a_first_class_that_never_occurs_in_label_maps_is_named_beside_others():
     classes = {i: f"class {i}" for i in range(7)}
     first, others = semantic(sample([[0, 1]], [2, 6]), classes=classes)
     assert first.startswith("The first class, 'class 0'")

@@ -17,7 +17,7 @@ def test_any_image_size_gives_maps_of_the_right_strides(size):
         height, width = -(-height // 2), -(-width // 2)
 
 
-def test_stride_is_that_of_the_coarsest_stage():
+def test_stride_belongs_to_the_coarsest_stage():
     backbone = SwinBackbone(SwinConfig(**SMALL, patch_size=2)).eval()
     assert backbone.stride == 16
     assert backbone(torch.randn(1, 3, 64, 64))[-1].shape[2:] == (4, 4)
