@@ -53,7 +53,7 @@ test-all: $(VENV)/installed-for-test
 
 # The tests run beside the library they are for, away from the package in the source tree; the CUDA
 # kernels that they emulate are built with the sanitizers too. What torch.compile's default backend
-# compiles is not ours, and its compiler need not be watched.
+# compiles is not ours, and its compiler need not be checked.
 test-sanitize: DIR = build/sanitized/lib
 test-sanitize: $(VENV)/installed-for-test
 	rm -rf build/sanitized
@@ -108,7 +108,7 @@ $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("%s is Python %d.%d, but 3.10 or newer is needed: make PYTHON=python3.12" % (sys.executable, *sys.version_info[:2]) if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-# Made anew when the choices are not those that the file notes.
+# Made again when the choices differ from the ones noted in the file.
 CHOICES := $(strip $(TORCH) $(MASK2FORMER_BUILD))
 ifneq ($(CHOICES),$(shell cat $(VENV)/torch 2>/dev/null))
 .PHONY: $(VENV)/torch

@@ -27,11 +27,11 @@ INCHES = 0.37  # of a shape
 def draw(document: dict[str, Any], path: Path) -> None:
     """Draws the rows marked as charted into a PNG file, 900 pixels wide for each direction."""
     rows = [row for row in document["rows"] if row["charted"]]
-    timed_apart = any(row["direction"] == BACKWARD for row in rows)
-    directions = (FORWARD, BACKWARD, BOTH) if timed_apart else (FORWARD, BOTH)
+    backward_timed = any(row["direction"] == BACKWARD for row in rows)
+    directions = (FORWARD, BACKWARD, BOTH) if backward_timed else (FORWARD, BOTH)
     width = 4.5 * len(directions)
-    places, headings = layout(rows)
-    bottom = max(places.values()) + 0.7
+    positions, headings = layout(rows)
+    bottom = max(positions.values()) + 0.7
     above, below = 0.95, 0.6  # inches
     height = above + INCHES * bottom + below
     figure = Figure(figsize=(width, height), dpi=200)
@@ -40,18 +40,20 @@ def draw(document: dict[str, Any], path: Path) -> None:
         left=2.7 / width, right=0.985, top=1 - above / height, bottom=below / height, wspace=0.05
     )
     for axes, direction in zip(panels, directions, strict=True):
-        draw_panel(axes, direction, [row for row in rows if row["direction"] == direction], places)
+        draw_panel(
+            axes, direction, [row for row in rows if row["direction"] == direction], positions
+        )
     panels[0].set_ylim(bottom, 0)
     farthest = max(max(row["contestants"][OURS]["speed"], asked_for(row)) for row in rows)
     panels[0].set_xlim(0, farthest * 1.12)
-    draw_labels(panels[0], places, headings)
+    draw_labels(panels[0], positions, headings)
     draw_frame(figure, document["machine"], rows, height)
     figure.savefig(path, format="png", facecolor="white")
 
 
 def layout(rows: list[dict[str, Any]]) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
     """Where each (op, label) and each op's heading lie, from the top, in shapes."""
-    places: dict[tuple[str, str], float] = {}
+    positions: dict[tuple[str, str], float] = {}
     headings: dict[str, float] = {}
     y = 0.0
     for row in rows:
@@ -60,10 +62,10 @@ def layout(rows: list[dict[str, Any]]) -> tuple[dict[tuple[str, str], float], di
             y += 0.6
             headings[row["op"]] = y
             y += 0.9
-        if key not in places:
-            places[key] = y
+        if key not in positions:
+            positions[key] = y
             y += 1
-    return places, headings
+    return positions, headings
 
 
 def label(row: dict[str, Any]) -> str:
@@ -72,15 +74,15 @@ def label(row: dict[str, Any]) -> str:
 
 
 def draw_panel(
-    axes: Axes, direction: str, rows: list[dict[str, Any]], places: dict[tuple[str, str], float]
+    axes: Axes, direction: str, rows: list[dict[str, Any]], positions: dict[tuple[str, str], float]
 ) -> None:
     """All rows of one direction, on an axis of speeds."""
     axes.set_title(direction, fontsize=10, color=INK, loc="left", pad=6)
     axes.axvline(1, color=FAINT, linewidth=0.8, zorder=1)
     for row in rows:
-        draw_row(axes, row, places[row["op"], label(row)])
-    for place in set(places.values()) - {places[row["op"], label(row)] for row in rows}:
-        axes.text(1.4, place, "not timed", va="center", fontsize=7, color=FAINT)
+        draw_row(axes, row, positions[row["op"], label(row)])
+    for position in set(positions.values()) - {positions[row["op"], label(row)] for row in rows}:
+        axes.text(1.4, position, "not timed", va="center", fontsize=7, color=FAINT)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#d0d7de")
     axes.grid(axis="x", color="#eaeef2", linewidth=0.8, zorder=0)
@@ -90,11 +92,11 @@ def draw_panel(
     axes.xaxis.set_major_formatter(lambda speed, _: f"{speed:.0f}x")
 
 
-def draw_row(axes: Axes, row: dict[str, Any], place: float) -> None:
-    """The bars of one row around `place`, each with its speed, and ours with its target."""
+def draw_row(axes: Axes, row: dict[str, Any], position: float) -> None:
+    """The bars of one row around `position`, each with its speed, and ours with its target."""
     names = [name for name in COLOURS if name in row["contestants"]]
     for i, name in enumerate(names):
-        y = place + (i - (len(names) - 1) / 2) * BAR
+        y = position + (i - (len(names) - 1) / 2) * BAR
         speed = row["contestants"][name]["speed"]
         target = asked_for(row) if name == OURS else 0
         axes.barh(y, speed, BAR, color=COLOURS[name], zorder=2)
@@ -120,11 +122,11 @@ def asked_for(row: dict[str, Any]) -> float:
 
 
 def draw_labels(
-    axes: Axes, places: dict[tuple[str, str], float], headings: dict[str, float]
+    axes: Axes, positions: dict[tuple[str, str], float], headings: dict[str, float]
 ) -> None:
     """Names of the shapes, and of the operators above them."""
-    names = [textwrap.fill(shape, 34) for _, shape in places]
-    axes.set_yticks(list(places.values()), names, fontsize=8.5, color=INK)
+    names = [textwrap.fill(shape, 34) for _, shape in positions]
+    axes.set_yticks(list(positions.values()), names, fontsize=8.5, color=INK)
     for op, y in headings.items():
         axes.annotate(
             HEADINGS[op],

@@ -117,7 +117,7 @@ def dcnv4_arguments(
 ) -> list:
     """What DCNv4 takes: locations and logits in one tensor, (N, Q, M, L * P * 3) in value's dtype.
 
-    It applies softmax itself. Its gradients are those of logits, so it takes part forward only.
+    It applies softmax itself and differentiates logits, so it takes part forward only.
     """
     points = locations.shape[4]
     if num_points is not None or points not in (4, 8) or value.shape[3] % 8:

@@ -50,10 +50,10 @@ class Group:
     def make(calls: Sequence[Call], clock: Clock) -> "Group":
         """Captured if they can be. Each must have been able to run before."""
         replay = clock.capture(calls)
-        return Group(replay or (lambda: all_of(calls)), len(calls), replay is not None)
+        return Group(replay or (lambda: call_all(calls)), len(calls), replay is not None)
 
 
-def all_of(calls: Sequence[Call]) -> None:
+def call_all(calls: Sequence[Call]) -> None:
     """Runs them, and keeps all results until the last, so that no call finds another's cached."""
     tuple(call() for call in calls)
 
@@ -64,7 +64,7 @@ def sets_beyond(cache: int, size: int) -> int:
 
 
 def race(contestants: dict[str, Group], rounds: int, clock: Clock) -> dict[str, Timing]:
-    """Runs the groups in turn, `rounds` times or more; seconds are those of one call.
+    """Runs the groups in turn, `rounds` times or more; seconds are per call.
 
     All is enqueued before the host waits for anything, so groups follow each other closely.
     """
@@ -119,7 +119,7 @@ class CudaClock:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-                all_of(calls)
+                call_all(calls)
         except RuntimeError:
             return None
         return graph.replay

@@ -38,13 +38,13 @@ class Usage:
         return f"{self.registers:9} {self.shared:7} {self.stack:6} {self.spills:7}  {self.kernel}"
 
 
-def usages(said: str) -> list[Usage]:
+def usages(output: str) -> list[Usage]:
     """The kernels that ptxas -v speaks of, in the order of their names."""
 
     def number(pattern: str, text: str) -> int:
         return sum(map(int, re.findall(pattern, text)))
 
-    blocks = list(KERNEL.finditer(said))
+    blocks = list(KERNEL.finditer(output))
     names = demangled([block[1] for block in blocks])
     return sorted(
         (
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     sources = sorted(SOURCES.glob("*.cu"))
     spilling = []
     with ThreadPoolExecutor(os.cpu_count()) as compilers:
-        said = {
+        outputs = {
             (gpu, source): compilers.submit(compile_for, gpu, source, nvcc)
             for gpu in options.gpus
             for source in sources
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         for gpu in options.gpus:
             print(f"GPU {gpu}\n{HEADER}")
             for source in sources:
-                for usage in usages(said[gpu, source].result()):
+                for usage in usages(outputs[gpu, source].result()):
                     print(usage, flush=True)
                     if usage.spills:
                         spilling.append(f"{usage.kernel} for GPUs {gpu}")

@@ -50,7 +50,7 @@ class Gpu:
         """The current GPU, with a stream of our own, because none captures the default one.
 
         Raises:
-            RuntimeError: there is none, or no kernels for it.
+            RuntimeError: there is no GPU, or no kernel for it.
         """
         if not torch.cuda.is_available():
             raise RuntimeError(f"torch {torch.__version__} finds no GPU to measure on")
@@ -73,9 +73,9 @@ class Gpu:
         return machine.describe_gpu() | {"copy in GB/s": round(self.copy_rate / 1e9)}
 
     def sets(self, given: Given) -> list[Given]:
-        """As many as no cache can hold on to."""
+        """As many sets of arguments as no cache can hold."""
         first = given.each(lambda x: x.to(self.device))
-        count = sets_beyond(self.cache, size_of(first.arguments))
+        count = sets_beyond(self.cache, total_bytes(first.arguments))
         return [first, *(first.each(Tensor.clone) for _ in range(count - 1))]
 
     def run(
@@ -100,7 +100,7 @@ class Gpu:
         return timings | {FLOOR: floor}, details
 
 
-def size_of(arguments: Sequence) -> int:
+def total_bytes(arguments: Sequence) -> int:
     """Bytes of all tensors."""
     return sum(x.nbytes for x in arguments if isinstance(x, Tensor))
 
@@ -112,9 +112,9 @@ def compulsory_bytes(row: Row, given: Given) -> int:
     """
     arguments, grad = given
     output = grad.nbytes  # as large as its gradient
-    forward = size_of(arguments) + output
+    forward = total_bytes(arguments) + output
     wanted = [arguments[i] for i in DIFFERENTIATED[row.shape.op]]
     # Gradients of sampled maps depend on no pixel.
     read = arguments[1:] if row.shape.op == "point_sample" else arguments
-    backward = size_of(read) + grad.nbytes + size_of(wanted)
+    backward = total_bytes(read) + grad.nbytes + total_bytes(wanted)
     return {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[row.direction]

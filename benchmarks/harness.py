@@ -76,7 +76,7 @@ def race(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """What one call takes on the clock of the wall."""
+    """Wall-clock seconds of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

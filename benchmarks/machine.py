@@ -17,9 +17,9 @@ from mask2former_ops import _extension
 
 
 def describe() -> dict[str, str | int | None]:
-    """Processor, threads and versions, None where one is not known; no path, no host's name."""
+    """CPU, threads and versions, None where one is not known; no path, no host's name."""
     return {
-        "processor": processor(),
+        "processor": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -62,8 +62,8 @@ def driver() -> str | None:
     return lines[0] if said.returncode == 0 and lines else None
 
 
-def processor() -> str:
-    """The model's name as Linux knows it, else what Python knows."""
+def cpu_name() -> str:
+    """The CPU model's name as Linux knows it, else what Python knows."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

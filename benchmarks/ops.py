@@ -53,7 +53,7 @@ class Row:
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     def contestants(self, *, quick: bool, compiled: bool, cuda: bool = False) -> list[str]:
-        """The baseline first, ours last; `quick` leaves out whom no target names."""
+        """The baseline first, ours last; `quick` leaves out contestants that no target names."""
         attention = self.shape.op == "ms_deform_attn"
         takes_part = {
             GRID_SAMPLE: True,

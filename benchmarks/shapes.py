@@ -222,7 +222,7 @@ SAMPLING = (
 
 OPS = (*MODELS, *AWKWARD, *SAMPLING)
 
-# On a GPU ours must be nowhere slower than grid_sample where the CPU has a target.
+# On a GPU ours must never be slower than grid_sample where the CPU has a target.
 NEVER_SLOWER = Target(GRID_SAMPLE, 1, 1, 1)
 # Forward in half storage: at most three times as long as a copy of as many bytes.
 LARGE_IN_HALF = NEVER_SLOWER, Target(PEER_FLOAT32, 6, None, 5), Target(FLOOR, 1 / 3, None)

@@ -50,9 +50,9 @@ __all__ = [
     "__version__",
 ]
 
-# The room of each public name. It is imported at first use, so that `mask2former --help` does not
+# The module of each public name. It is imported at first use, so that `mask2former --help` does not
 # wait for torch.
-_ROOMS = {
+_MODULES = {
     "mask2former.configuration": (
         "Mask2FormerConfig",
         "ResNetConfig",
@@ -75,10 +75,10 @@ _ROOMS = {
     "mask2former.predictor": ("Predictor",),
     "mask2former_ops": ("__version__",),
 }
-_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULE_BY_NAME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module 'mask2former' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULE_BY_NAME[name]), name)

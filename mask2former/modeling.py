@@ -236,16 +236,16 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
         Args:
             pixel_values: normalised images (N, C, H, W), floating.
             mask_labels: per image masks (T_i, H, W), the size of pixel_values, of any dtype, with
-                values from 0 to 1; bool takes the least memory. Or a label map, integer (H, W): a
+                values from 0 to 1; bool takes the least memory. Or an index map, integer (H, W): a
                 pixel's index into class_labels, -1 for none, -2 for an ignored pixel. In masks an
                 ignored pixel has the configuration's ignore_value. Ignored pixels and padding take
                 no part in matching and mask losses. T_i may be 0.
             class_labels: per image (T_i,), integer; an annotation of class ignore_value, if that is
-                no class of the model, is left out (in a label map its pixels then have none).
+                no class of the model, is left out (in an index map its pixels then have none).
             pixel_mask: (N, H, W), non-zero where there is image and 0 where there is padding, which
                 must lie at the bottom and right. An image gives the same answer in any batch.
                 Default: no padding. With padding, a canvas that is no multiple of the coarsest
-                stride is padded to one, and mask logits are those of the larger canvas.
+                stride is padded to one, and mask logits cover the larger canvas.
             output_hidden_states, output_auxiliary_logits, output_attentions: fill those fields;
                 default: as the configuration says.
             return_dict: False for a plain tuple of the fields that are present.

@@ -137,7 +137,7 @@ class Predictor:
 
         Raises:
             DataError: the image cannot be decoded, or the processor's settings do not suit it.
-            ValueError: type, dtype or shape are not those of an image.
+            ValueError: type, dtype or shape do not suit an image.
         """
         segment = {
             "panoptic": self.panoptic,
@@ -150,7 +150,7 @@ class Predictor:
     def logits(self, image: Any, name: str = "the image") -> Logits:
         """The model's answer to one image, for the methods below; messages call the image `name`.
 
-        Arguments and errors are those of a call.
+        Arguments and errors are as for a call.
         """
         processor = self.processor
         pixels = image_tensor(image, 0, processor.input_data_format, processor.do_convert_rgb)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# The dispatch key right above those of the devices. torch lets every call pass there, with autograd
+# The dispatch key right above the devices' keys. torch lets every call pass there, with autograd
 # or without, under inference mode, vmap and autocast, from Python and C++. Only fake tensors do not
 # come so far: an operator's fake checks shapes and dtypes itself.
 _KEY = torch._C.DispatchKey.BackendSelect

@@ -43,7 +43,7 @@ def point_sample(input: Tensor, points: Tensor, align_corners: bool = False) -> 
     """Samples feature maps at points (PointRend, arXiv 1912.08193, section 3.1).
 
     As `torch.nn.functional.grid_sample`, bilinear with zero padding, but points run over [0, 1],
-    points that the whole batch shares are passed once, and masks are sampled as they lie. A point
+    points that the whole batch shares are passed once, and masks are not converted. A point
     that is not finite, or a pixel or more away from the map, samples zero and gets a zero gradient.
 
     Args:

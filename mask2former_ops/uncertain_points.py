@@ -16,7 +16,7 @@ from mask2former_ops._checks import (
 )
 
 _OP = "mask2former_ops::uncertain_points"
-CANDIDATES = 1 << 22  # of the reference at a time, but never fewer than those of one mask
+CANDIDATES = 1 << 22  # of the reference at a time, but at least one mask's
 
 # For each mask the `chosen` least certain of `candidates` random points, and random ones up to
 # `points`.

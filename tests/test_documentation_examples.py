@@ -220,7 +220,7 @@ def confident_model(num_labels):
     return model
 
 
-def assert_logits_are_those_of_transformers(variables, model):
+def assert_logits_equal_transformers(variables, model):
     inputs, outputs = variables["inputs"], variables["outputs"]
     with torch.no_grad():
         expected = model(inputs["pixel_values"])
@@ -240,7 +240,7 @@ def test_configuration():
 def test_instance_segmentation(workplace):
     model = workplace("facebook/mask2former-swin-small-coco-instance", 480, 640, 80)
     variables = run_doctest(INSTANCE)
-    assert_logits_are_those_of_transformers(variables, model)
+    assert_logits_equal_transformers(variables, model)
     result = variables["pred_instance_map"]
     ids = [segment["id"] for segment in result["segments_info"]]
     assert ids
@@ -250,14 +250,14 @@ def test_instance_segmentation(workplace):
 def test_semantic_segmentation(workplace):
     model = workplace("facebook/mask2former-swin-small-ade-semantic", 512, 683, 150)
     variables = run_doctest(SEMANTIC)
-    assert_logits_are_those_of_transformers(variables, model)
+    assert_logits_equal_transformers(variables, model)
     assert len(variables["pred_semantic_map"].unique()) > 1
 
 
 def test_panoptic_segmentation(workplace):
     model = workplace("facebook/mask2former-swin-small-cityscapes-panoptic", 338, 676, 19)
     variables = run_doctest(PANOPTIC)
-    assert_logits_are_those_of_transformers(variables, model)
+    assert_logits_equal_transformers(variables, model)
     assert len(variables["pred_panoptic_map"].unique()) > 1
 
 
@@ -265,6 +265,6 @@ def test_model_card(workplace):
     model = workplace("facebook/mask2former-swin-large-cityscapes-semantic", 480, 640, 19)
     variables = {}
     exec(localised(MODEL_CARD), variables)
-    assert_logits_are_those_of_transformers(variables, model)
+    assert_logits_equal_transformers(variables, model)
     assert variables["predicted_semantic_map"].shape == (480, 640)
     assert len(variables["predicted_semantic_map"].unique()) > 1

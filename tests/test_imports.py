@@ -1,4 +1,4 @@
-"""Imports point one way: from a room to the rooms below it, and never around in a circle."""
+"""Imports point one way: from a layer to the layers below it, and never in a cycle."""
 
 import ast
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from pathlib import Path
 import mask2former
 import mask2former_ops
 
-# From the top to the bottom. A room may import those below it.
-ROOMS = [
+# From the top to the bottom. A layer may import the layers below it.
+LAYERS = [
     *("__main__", "cli", "training", "evaluation", "predictor", "data", "scenes"),
     *("modeling", "losses", "model", "checkpoints", "images", "configuration", "io"),
 ]
@@ -41,18 +41,18 @@ def graph(package: Path) -> dict[str, set[str]]:
     return modules
 
 
-def room(module: str) -> str:
+def layer(module: str) -> str:
     return module.split(".")[1]
 
 
-def test_a_room_imports_only_rooms_below_it():
+def test_a_layer_imports_only_layers_below_it():
     modules = graph(PACKAGE)
-    del modules[PACKAGE.name]  # offers names of all rooms
+    del modules[PACKAGE.name]  # offers names of all layers
     wrong = [
         f"{module} imports {other}"
         for module, others in modules.items()
         for other in others - {PACKAGE.name}
-        if ROOMS.index(room(other)) < ROOMS.index(room(module))
+        if LAYERS.index(layer(other)) < LAYERS.index(layer(module))
     ]
     assert not wrong
 
@@ -60,7 +60,7 @@ def test_a_room_imports_only_rooms_below_it():
 def test_no_module_imports_itself_through_others():
     for package in (PACKAGE, Path(mask2former_ops.__file__).parent):
         modules = graph(package)
-        # The package's own file offers names of the rooms at first use, which is no circle.
+        # The package's own file offers names of the layers at first use. That is no cycle.
         modules[package.name] = set()
         TopologicalSorter(modules).prepare()  # raises CycleError, which names the modules
 

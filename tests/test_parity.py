@@ -125,7 +125,7 @@ def assert_outputs_agree(ours, theirs):
             assert relative_error(x, y) < LIMIT, name
 
 
-def gradients_by_the_names_of_files(ours, theirs, folder):
+def gradients_by_file_name(ours, theirs, folder):
     """In memory transformers has other names; in writing a file it translates them."""
     gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     theirs.save_pretrained(folder, state_dict=gradients)
@@ -145,7 +145,7 @@ def assert_losses_and_gradients_agree(
         losses[-1].backward()
     assert relative_error(losses[0], losses[1].squeeze()) < LIMIT
     assert all(p.grad is not None for p in ours.parameters())
-    a, b = gradients_by_the_names_of_files(ours, theirs, folder)
+    a, b = gradients_by_file_name(ours, theirs, folder)
     assert sum(g.numel() for g in a.values()) == sum(p.numel() for p in ours.parameters())
     total = torch.stack([g.norm() for g in b.values()]).norm()
     for name, gradient in b.items():

@@ -60,7 +60,7 @@ def test_segments_cover_the_map_at_the_resolution_of_the_image(tiny_model, pictu
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_segments_are_those_of_the_documented_post_processing(model, processor, picture, task):
+def test_the_segments_come_from_the_documented_post_processing(model, processor, picture, task):
     found = Predictor(model, processor, task, thresholds=EVERYTHING)(picture)
     with torch.no_grad():
         outputs = model(**processor(picture, return_tensors="pt"))
@@ -84,7 +84,7 @@ def test_a_high_threshold_leaves_no_segment(tiny_model, picture):
     assert not found.ids.any()
 
 
-def test_the_defaults_are_those_of_the_documented_functions(model, processor):
+def test_the_defaults_equal_the_documented_functions(model, processor):
     thresholds = Predictor(model, processor).thresholds
     for documented in (
         post_processing.panoptic_segmentation,

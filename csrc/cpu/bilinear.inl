@@ -1,6 +1,6 @@
-// Where points lie, for packs of them: the twin of locate() in ../bilinear.h. In double, because a
-// float column of 100.3 is only good to 4e-6 of a pixel. Compiled once for each instruction set:
-// see isa/kernels.inl.
+// Where packs of points lie: the twin of locate() in ../bilinear.h. In double, because a float
+// column of 100.3 is only good to 4e-6 of a pixel. Compiled once for each instruction set: see
+// isa/kernels.inl.
 #pragma once
 
 #include <cstdint>

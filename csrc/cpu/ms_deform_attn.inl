@@ -312,8 +312,8 @@ MASK2FORMER_INLINE void add_queries(const AttentionProblem& problem,
 }
 
 // Gradients of value in one band. They are summed up in `buffer`, where neighbouring positions
-// share cache lines and half storage is rounded once, but where they lie if few samples would not
-// repay the copy. The sums have one order, however the positions are cut into bands.
+// share cache lines and half storage is rounded once, but in place if few samples would not repay
+// the copy. The sums have one order, however the positions are cut into bands.
 template <typename Storage>
 void backward_value(const AttentionProblem& problem, const AttentionData<Storage>& data,
                     const Band& band, Samples<RealOf<Storage>>& samples, int64_t capacity,

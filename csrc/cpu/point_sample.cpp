@@ -26,27 +26,27 @@ PointKernels<Storage> kernels() {
 // single row is longer. Every band visits all points.
 constexpr int64_t kBandBytes = 4 << 20;
 
-int64_t parts_of(int64_t count, int64_t size) {
+int64_t ceil_div(int64_t count, int64_t size) {
   return (count + size - 1) / size;
 }
 
 // Points that share a block, in at least `parts` blocks where there are enough: many where planes
 // share it too, because with small blocks a plane would leave the cache from one to the next. Whole
-// packs, so that the last points are apart wherever the blocks end, and no sum depends on that.
+// packs, so that the same points are unpacked wherever the blocks end, and no sum depends on that.
 int64_t points_in_block(const PointProblem& problem, int64_t parts) {
   constexpr int64_t least = 1024;
-  const int64_t share = parts_of(parts_of(problem.points, parts), 8) * 8;
+  const int64_t share = ceil_div(ceil_div(problem.points, parts), 8) * 8;
   return std::clamp<int64_t>(share, least, problem.planes == 1 ? least : 16384);
 }
 
 // Pieces that each of `count` tasks has to be cut into, for every thread to have one.
-int64_t cuts_of(int64_t count) {
-  return parts_of(torch::stable::get_num_threads(), std::max<int64_t>(1, count));
+int64_t pieces_per_task(int64_t count) {
+  return ceil_div(torch::stable::get_num_threads(), std::max<int64_t>(1, count));
 }
 
 // Planes that share the arithmetic of a block of points, few enough for every thread to have some.
 int64_t planes_in_group(const PointProblem& problem) {
-  const int64_t share = parts_of(problem.images * problem.planes, torch::stable::get_num_threads());
+  const int64_t share = ceil_div(problem.images * problem.planes, torch::stable::get_num_threads());
   return std::clamp<int64_t>(share, 1, 64);
 }
 
@@ -54,9 +54,9 @@ template <typename Storage>
 void forward(const PointProblem& problem, const PointData<Storage>& data) {
   const auto kernel = kernels<Storage>().forward;
   const int64_t size = planes_in_group(problem);
-  const int64_t groups = parts_of(problem.planes, size);
-  const int64_t capacity = points_in_block(problem, cuts_of(problem.images * groups));
-  const int64_t blocks = parts_of(problem.points, capacity);
+  const int64_t groups = ceil_div(problem.planes, size);
+  const int64_t capacity = points_in_block(problem, pieces_per_task(problem.images * groups));
+  const int64_t blocks = ceil_div(problem.points, capacity);
   torch::stable::parallel_for(
       0, problem.images * groups * blocks, 1, [&](int64_t begin, int64_t end) {
         PointBlock<RealOf<Storage>> block(std::min(capacity, problem.points));
@@ -76,7 +76,7 @@ void backward_input(const PointProblem& problem, const PointData<Storage>& data)
   const auto kernels = mask2former::kernels<Storage>();
   const int64_t capacity = std::min(points_in_block(problem, 1), problem.points);
   const int64_t size = planes_in_group(problem);
-  const int64_t groups = parts_of(problem.planes, size);
+  const int64_t groups = ceil_div(problem.planes, size);
   const int64_t row = problem.columns.size;
   const int64_t buffer_rows =
       std::clamp<int64_t>(kBandBytes / (row * sizeof(Real)), 1, problem.rows.size);
@@ -100,8 +100,8 @@ void backward_input(const PointProblem& problem, const PointData<Storage>& data)
 template <typename Storage>
 void backward_points(const PointProblem& problem, const PointData<Storage>& data) {
   const auto kernel = kernels<Storage>().backward_points;
-  const int64_t capacity = points_in_block(problem, cuts_of(problem.images));
-  const int64_t blocks = parts_of(problem.points, capacity);
+  const int64_t capacity = points_in_block(problem, pieces_per_task(problem.images));
+  const int64_t blocks = ceil_div(problem.points, capacity);
   torch::stable::parallel_for(0, problem.images * blocks, 1, [&](int64_t begin, int64_t end) {
     PointBlock<RealOf<Storage>> block(std::min(capacity, problem.points));
     for (int64_t task = begin; task < end; ++task) {
@@ -118,7 +118,7 @@ constexpr int64_t kPixelPoints = 32;
 // Calls run(block, image, first, count) for the points of each of `images`, a block at a time.
 template <typename Storage, typename Run>
 void for_pixel_blocks(const PixelProblem& problem, int64_t images, Run run) {
-  const int64_t blocks = parts_of(problem.points, kPixelPoints);
+  const int64_t blocks = ceil_div(problem.points, kPixelPoints);
   torch::stable::parallel_for(0, images * blocks, 1, [&](int64_t begin, int64_t end) {
     PixelBlock<Storage> block(std::min(kPixelPoints, problem.points), problem.channels);
     for (int64_t task = begin; task < end; ++task) {

@@ -42,31 +42,31 @@ struct PointData {
 };
 
 // Consecutive points, whose arithmetic is done once for all planes. Nearly all of them lie between
-// four pixels and are worked on in packs; the others, and those that fill no pack, are listed
-// apart.
+// four pixels and are worked on in packs. The others, and the last ones that fill no pack, are
+// unpacked.
 template <typename Real>
 class PointBlock {
  public:
-  struct Apart {
+  struct Unpacked {
     int64_t index;  // in the block
     Cell<Real> cell;
     Real grad_x, grad_y;
   };
 
   const int64_t capacity;
-  int64_t count, packed, apart_count;  // all points, those in packs, those apart
-  int64_t* position;                   // of the pixel left and above; 0 for a point that is apart
+  int64_t count, packed, unpacked_count;  // all points, in packs, and unpacked
+  int64_t* position;                      // of the pixel left and above; 0 for an unpacked point
   Real *to_right, *to_bottom, *grad_x, *grad_y;
   Real* scratch;  // two numbers for each point
-  Apart* apart;
+  Unpacked* unpacked;
 
   explicit PointBlock(int64_t points)
       : capacity(points),
         positions_(std::make_unique_for_overwrite<int64_t[]>(points)),
         reals_(std::make_unique_for_overwrite<Real[]>(6 * points)),
-        apart_(std::make_unique_for_overwrite<Apart[]>(points)) {
+        unpacked_(std::make_unique_for_overwrite<Unpacked[]>(points)) {
     position = positions_.get();
-    apart = apart_.get();
+    unpacked = unpacked_.get();
     Real* reals = reals_.get();
     for (Real** array : {&to_right, &to_bottom, &grad_x, &grad_y, &scratch}) {
       *array = std::exchange(reals, reals + points);
@@ -76,7 +76,7 @@ class PointBlock {
  private:
   std::unique_ptr<int64_t[]> positions_;
   std::unique_ptr<Real[]> reals_;
-  std::unique_ptr<Apart[]> apart_;
+  std::unique_ptr<Unpacked[]> unpacked_;
 };
 
 // Consecutive points of a PixelProblem, and a row of channels for each of them: a sample is a sum

@@ -24,9 +24,9 @@ constexpr int kPointLanes = 8;  // points in a pack, whatever the instruction se
 // ---- points ---------------------------------------------------------------------------------------
 
 template <typename Real>
-MASK2FORMER_INLINE void set_apart(const PointProblem& problem, const Real* points, int64_t index,
-                                  PointBlock<Real>& block) {
-  block.apart[block.apart_count++] = {
+MASK2FORMER_INLINE void set_unpacked(const PointProblem& problem, const Real* points, int64_t index,
+                                     PointBlock<Real>& block) {
+  block.unpacked[block.unpacked_count++] = {
       index, locate(problem.columns, problem.rows, points + 2 * index), 0, 0};
 }
 
@@ -59,7 +59,7 @@ MASK2FORMER_INLINE void locate_points(const PointProblem& problem, const Numbers
   const Real* points = widened(numbers, 2 * first, 2 * count, block.scratch);
   const int64_t packed = count / kPointLanes * kPointLanes;
   block.count = count;
-  block.apart_count = 0;
+  block.unpacked_count = 0;
   for (int64_t begin = 0; begin < packed; begin += step) {
     const int64_t size = packed - begin < step ? packed - begin : step;
     split_pairs(points + 2 * begin, size, x, y);
@@ -67,12 +67,12 @@ MASK2FORMER_INLINE void locate_points(const PointProblem& problem, const Numbers
     for (int64_t i = begin; i < begin + size; ++i) {
       if (block.position[i] >= 0) continue;
       block.position[i] = 0;
-      set_apart(problem, points, i, block);
+      set_unpacked(problem, points, i, block);
     }
   }
   // A map of one row or one column has no point between four pixels, and no pixels for a pack.
-  block.packed = block.apart_count < packed ? packed : 0;
-  for (int64_t i = packed; i < count; ++i) set_apart(problem, points, i, block);
+  block.packed = block.unpacked_count < packed ? packed : 0;
+  for (int64_t i = packed; i < count; ++i) set_unpacked(problem, points, i, block);
 }
 
 // ---- pixels ---------------------------------------------------------------------------------------
@@ -135,13 +135,13 @@ MASK2FORMER_INLINE void sample_plane(const PointProblem& problem, const PointBlo
                             to_top * (to_left * upper.left + to_right * upper.right) +
                                 to_bottom * (to_left * lower.left + to_right * lower.right));
   }
-  for (int64_t i = 0; i < block.apart_count; ++i) {
+  for (int64_t i = 0; i < block.unpacked_count; ++i) {
     Real sum = 0;
-    visit_corners(block.apart[i].cell, problem.columns.size, problem.rows.size,
+    visit_corners(block.unpacked[i].cell, problem.columns.size, problem.rows.size,
                   [&](int64_t position, Real weight, Real, Real) {
                     sum += weight * static_cast<Real>(plane[position]);
                   });
-    output[block.apart[i].index] = static_cast<OutputOf<Storage>>(sum);
+    output[block.unpacked[i].index] = static_cast<OutputOf<Storage>>(sum);
   }
 }
 
@@ -172,8 +172,8 @@ MASK2FORMER_INLINE void add_to_plane(const PointProblem& problem, PointBlock<Rea
   };
   Real* grad = block.scratch;
   convert(grad_output, block.count, grad);
-  for (int64_t i = 0; i < block.apart_count; ++i) {
-    const auto& point = block.apart[i];
+  for (int64_t i = 0; i < block.unpacked_count; ++i) {
+    const auto& point = block.unpacked[i];
     const Real share = std::exchange(grad[point.index], Real(0));
     visit_corners(point.cell, problem.columns.size, problem.rows.size,
                   [&](int64_t position, Real weight, Real, Real) {
@@ -202,8 +202,8 @@ MASK2FORMER_INLINE void add_to_plane(const PointProblem& problem, PointBlock<Rea
 }
 
 // The planes have one writer that takes the points in their order: the sums do not depend on the
-// threads. They are summed up where they lie, side by side, so that the points are located once for
-// all of them.
+// threads. They are summed up in place, side by side, so that the points are located once for all
+// of them.
 template <typename Storage>
 void backward_input(const PointProblem& problem, const PointData<Storage>& data,
                     PointBlock<Storage>& block, int64_t image, int64_t begin, int64_t end) {
@@ -269,8 +269,8 @@ MASK2FORMER_INLINE void add_to_points(const PointProblem& problem, const Storage
     store_pack<kPointLanes>(block.grad_y + i,
                             load_pack<kPointLanes>(block.grad_y + i) + grads * slope_y);
   }
-  for (int64_t i = 0; i < block.apart_count; ++i) {
-    auto& point = block.apart[i];
+  for (int64_t i = 0; i < block.unpacked_count; ++i) {
+    auto& point = block.unpacked[i];
     const Real grad = static_cast<Real>(grad_output[point.index]);
     visit_corners(point.cell, problem.columns.size, problem.rows.size,
                   [&](int64_t position, Real, Real slope_x, Real slope_y) {
@@ -295,9 +295,9 @@ void backward_points(const PointProblem& problem, const PointData<Storage>& data
     add_to_points(problem, data.input + plane * problem.area(),
                   data.grad_output + plane * problem.points + first, block);
   }
-  for (int64_t i = 0; i < block.apart_count; ++i) {
-    block.grad_x[block.apart[i].index] = block.apart[i].grad_x;
-    block.grad_y[block.apart[i].index] = block.apart[i].grad_y;
+  for (int64_t i = 0; i < block.unpacked_count; ++i) {
+    block.grad_x[block.unpacked[i].index] = block.unpacked[i].grad_x;
+    block.grad_y[block.unpacked[i].index] = block.unpacked[i].grad_y;
   }
   const auto scale_x = static_cast<Real>(problem.columns.scale);
   const auto scale_y = static_cast<Real>(problem.rows.scale);

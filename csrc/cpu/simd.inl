@@ -366,7 +366,7 @@ MASK2FORMER_INLINE void prefetch(const Numbers& numbers, int64_t index) {
   __builtin_prefetch(static_cast<const char*>(numbers.data) + index * size);
 }
 
-// `count` numbers from `index` on: as they lie, or from half precision into `scratch`.
+// `count` numbers from `index` on: in place, or from half precision into `scratch`.
 MASK2FORMER_INLINE const double* widened(const Numbers& numbers, int64_t index, int64_t, double*) {
   return static_cast<const double*>(numbers.data) + index;
 }

@@ -55,7 +55,7 @@ MASK2FORMER_INLINE void store_uniform(const Words (&words)[4], double* numbers) 
   }
 }
 
-// Uniform points of a mask, whole draws of them. Its draws are counted from `first` on.
+// Uniform points of a mask, in whole draws, which are counted from `first` on.
 template <typename Real>
 MASK2FORMER_INLINE void draw_points(const UncertainProblem& problem, int64_t mask, int64_t first,
                                     int64_t points, Real* to) {

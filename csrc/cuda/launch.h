@@ -32,7 +32,7 @@ class Launcher {
   // For the device that the tensor is on.
   Launcher(const char* op, const Tensor& tensor) : op_(op), guard_(tensor.get_device_index()) {
     if (!aoti_torch_get_current_cuda_stream) {
-      fail(op, ": the library was linked without torch's CUDA part; build it anew");
+      fail(op, ": the library was linked without torch's CUDA part; build it again");
     }
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
@@ -62,7 +62,7 @@ inline unsigned blocks_for(int64_t tasks) {
   return static_cast<unsigned>(std::clamp<int64_t>(tasks, 1, 1 << 30));
 }
 
-inline int64_t parts_of(int64_t count, int64_t size) {
+inline int64_t ceil_div(int64_t count, int64_t size) {
   return (count + size - 1) / size;
 }
 

@@ -39,7 +39,7 @@ __device__ __forceinline__ DeviceLevel make_level(const LevelSource& source, int
   return {start, source.ends[i], static_cast<int32_t>(height), static_cast<int32_t>(width)};
 }
 
-// The level of a sample of a row, of those that travel with a launch.
+// The level of a row's sample, where the levels travel with the launch.
 __device__ __forceinline__ int find_level(const LevelSource& source, int64_t sample) {
   int level = 0;
   while (sample >= source.ends[level]) ++level;

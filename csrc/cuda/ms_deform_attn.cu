@@ -29,8 +29,8 @@ struct Call {
 };
 
 // Levels `first` and after it, as many as travel with a launch.
-LevelSource source_of_levels(const AttentionSizes& sizes, const Tensor& shapes,
-                             const Tensor& starts, int64_t first) {
+LevelSource level_source(const AttentionSizes& sizes, const Tensor& shapes, const Tensor& starts,
+                         int64_t first) {
   LevelSource source{};
   const int64_t last = std::min<int64_t>(std::ssize(sizes.points), first + kLevelsInLaunch);
   source.count = static_cast<int32_t>(last - first);
@@ -57,7 +57,7 @@ void find_levels(const Tensor& value, const Tensor& spatial_shapes, const Tensor
                  Call& call) {
   const Tensor shapes = call.keep(torch::stable::contiguous(spatial_shapes));
   const Tensor starts = call.keep(torch::stable::contiguous(level_start_index));
-  call.levels = source_of_levels(call.sizes, shapes, starts, 0);
+  call.levels = level_source(call.sizes, shapes, starts, 0);
   const int64_t count = std::ssize(call.sizes.points);
   if (count <= kLevelsInLaunch) return;
   const int64_t bytes = count * static_cast<int64_t>(sizeof(DeviceLevel));
@@ -65,7 +65,7 @@ void find_levels(const Tensor& value, const Tensor& spatial_shapes, const Tensor
   auto* made = static_cast<DeviceLevel*>(table.mutable_data_ptr());
   for (int64_t first = 0; first < count; first += kLevelsInLaunch) {
     call.launch(make_level_table_kernel, 1, kLevelsInLaunch, 0,
-                source_of_levels(call.sizes, shapes, starts, first), call.sizes.positions,
+                level_source(call.sizes, shapes, starts, first), call.sizes.positions,
                 made + first);
   }
   call.levels = {};
@@ -135,7 +135,7 @@ void for_layout(const AttentionSizes& sizes, Run run) {
 template <typename L>
 dim3 blocks_for_rows(const AttentionSizes& sizes) {
   const int64_t rows = sizes.images * sizes.queries * sizes.heads;
-  return blocks_for(parts_of(rows, kThreads / L::kLanes));
+  return blocks_for(ceil_div(rows, kThreads / L::kLanes));
 }
 
 // ---- operators ------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ void backward_in_fixed_point(const AttentionArguments<Storage>& arguments, Tenso
   const ValueGradient<Fixed, Real> gradient{static_cast<Fixed*>(sums.mutable_data_ptr()), most};
   launch_backward<Fixed>(arguments, gradient, call);
   call.launch(ms_deform_attn_from_fixed_kernel<Storage>,
-              blocks_for(parts_of(grad_value.numel(), kThreads)), kThreads, 0, arguments, gradient,
+              blocks_for(ceil_div(grad_value.numel(), kThreads)), kThreads, 0, arguments, gradient,
               static_cast<Storage*>(grad_value.mutable_data_ptr()));
 }
 

@@ -7,8 +7,8 @@ namespace mask2former::cuda {
 
 // ---- forward --------------------------------------------------------------------------------------
 
-// A sample for which every lane loads four pixels without asking which of them exist: one that does
-// not is replaced by one that does, and has no weight. So no other pixel is read, which might hold
+// A sample for which every lane loads four pixels without asking which of them exist: a missing
+// pixel is replaced by one that exists, with weight 0. No other pixel is read, since it might hold
 // anything.
 template <typename L>
 struct Blend {
@@ -39,7 +39,7 @@ struct Blend {
     }
   }
 
-  // That of another lane of the row.
+  // Another lane's, of the same row.
   __device__ __forceinline__ Blend from_lane(int from) const {
     Blend other = *this;
     other.flagged_offset = __shfl_sync(kWholeWarp, flagged_offset, from, L::kLanes);
@@ -157,7 +157,7 @@ struct Corners {
     return (corner % 2 ? to_right : 1 - to_right) * (corner / 2 ? to_bottom : 1 - to_bottom);
   }
 
-  // That of another lane of the row, of the same level.
+  // Another lane's, of the same row and level.
   __device__ __forceinline__ Corners from_lane(int from, Offset below_there) const {
     const auto get = [from](auto x) { return __shfl_sync(kWholeWarp, x, from, L::kLanes); };
     return {get(flagged_offset), below_there, get(to_right), get(to_bottom), get(attention)};
@@ -345,7 +345,7 @@ __global__ void __launch_bounds__(kThreads, L::kBackwardBlocks)
 // ---- backward: fixed point ------------------------------------------------------------------------
 
 // Raises largest[2 * head] to the largest finite number of grad_output in that head of that image,
-// and the one after it to that of attention. Block y of z takes every z-th query.
+// and the one after it to the largest of attention. Block y of z takes every z-th query.
 template <typename Storage>
 __global__ void __launch_bounds__(kThreads)
     ms_deform_attn_largest_kernel(AttentionArguments<Storage> arguments, RealOf<Storage>* largest) {

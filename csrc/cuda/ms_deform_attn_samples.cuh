@@ -34,7 +34,7 @@ struct Layout {
   static constexpr int kWidth = Width;  // channels that a lane loads at once
   static constexpr bool kFast = Width > 1;
   static constexpr int kTogether = !kFast ? 1 : Lanes < 4 ? Lanes : 4;  // samples of one level
-  // That share a multiprocessor: with more of them, registers would be spilled.
+  // Blocks that share a multiprocessor: with more, registers would be spilled.
   static constexpr int kBlocks = kFast ? 4 : 2, kBackwardBlocks = kFast ? 3 : 2;
   using Index = std::conditional_t<kFast, int32_t, int64_t>;
   using Offset = std::conditional_t<kFast, uint32_t, int64_t>;
@@ -75,8 +75,8 @@ __device__ __forceinline__ Row find_row(const AttentionArguments<typename L::Sto
 
 // ---- samples --------------------------------------------------------------------------------------
 
-// Offsets into value count packs of kWidth numbers, times kOffsetUnit. So those of fast
-// layouts are in bytes, and the low bits of all of them are free for flags.
+// Offsets into value count packs of kWidth numbers, times kOffsetUnit. So in fast layouts they
+// are in bytes, and in all layouts the low bits are free for flags.
 constexpr int kOffsetUnit = 16;
 constexpr int kFlags = kOffsetUnit - 1;
 

@@ -158,7 +158,7 @@ __device__ __forceinline__ void add(Real* to, const Real (&numbers)[kWidth], int
 }
 
 // In fixed point, where no order makes a difference: times a power of two that keeps the sum of all
-// finite numbers below 2^60, so that one of 2^61 and above tells of a number that was not finite.
+// finite numbers below 2^60, so that a sum of 2^61 and above means that a number was not finite.
 using Fixed = long long;
 constexpr Fixed kNotFinite = 1ll << 62;
 

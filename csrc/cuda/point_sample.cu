@@ -47,13 +47,13 @@ template <typename Storage>
 void forward(const PointArguments<Storage>& arguments, const Launcher& launch) {
   if (arguments.channel_stride == 1 && arguments.channels > 1) {
     const int64_t tasks =
-        arguments.images * parts_of(arguments.channels, kTile) * parts_of(arguments.count, kTile);
+        arguments.images * ceil_div(arguments.channels, kTile) * ceil_div(arguments.count, kTile);
     const size_t tile = kTile * (kTile + 1) * sizeof(RealOf<Storage>);
     return launch(point_sample_forward_by_channels_kernel<Storage>, blocks_for(tasks),
                   dim3(kTile, kTileRows), tile, arguments, tasks);
   }
-  const int64_t tasks = arguments.sets * parts_of(arguments.planes, kPlanesOfThread) *
-                        parts_of(arguments.count, kPointThreads);
+  const int64_t tasks = arguments.sets * ceil_div(arguments.planes, kPlanesOfThread) *
+                        ceil_div(arguments.count, kPointThreads);
   launch(point_sample_forward_kernel<Storage>, blocks_for(tasks), kPointThreads, 0, arguments,
          tasks);
 }
@@ -61,8 +61,8 @@ void forward(const PointArguments<Storage>& arguments, const Launcher& launch) {
 template <typename Sum, typename Storage>
 void launch_backward_input(const PointArguments<Storage>& arguments, Tensor& sums,
                            const RealOf<Storage>* largest, const Launcher& launch) {
-  const int64_t tasks = arguments.sets * parts_of(arguments.planes, kPlanesOfThread) *
-                        parts_of(arguments.count, kPointThreads);
+  const int64_t tasks = arguments.sets * ceil_div(arguments.planes, kPlanesOfThread) *
+                        ceil_div(arguments.count, kPointThreads);
   launch(point_sample_backward_input_kernel<Storage, Sum>, blocks_for(tasks), kPointThreads, 0,
          arguments, tasks, static_cast<Sum*>(sums.mutable_data_ptr()), largest);
 }
@@ -79,7 +79,7 @@ void backward_input_in_fixed_point(const PointArguments<Storage>& arguments, Ten
   launch(point_sample_largest_kernel<Storage>, blocks_for(planes), kPointThreads, 0, arguments,
          most);
   launch_backward_input<Fixed>(arguments, sums, most, launch);
-  launch(point_sample_from_fixed_kernel<Storage>, blocks_for(parts_of(sums.numel(), kPointThreads)),
+  launch(point_sample_from_fixed_kernel<Storage>, blocks_for(ceil_div(sums.numel(), kPointThreads)),
          kPointThreads, 0, arguments, static_cast<const Fixed*>(sums.const_data_ptr()), most,
          static_cast<Storage*>(grad_input.mutable_data_ptr()));
 }
@@ -100,7 +100,7 @@ void backward_input(const PointArguments<Storage>& arguments, bool deterministic
 
 template <typename Storage>
 void backward_points(const PointArguments<Storage>& arguments, const Launcher& launch) {
-  const int64_t tasks = arguments.sets * parts_of(arguments.count, kTile);
+  const int64_t tasks = arguments.sets * ceil_div(arguments.count, kTile);
   launch(point_sample_backward_points_kernel<Storage>, blocks_for(tasks), dim3(kTile, kTileRows),
          kTile * kTileRows * 2 * sizeof(RealOf<Storage>), arguments, tasks);
 }

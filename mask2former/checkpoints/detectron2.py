@@ -127,12 +127,12 @@ EMPTY_WEIGHT = "criterion.empty_weight"
 IGNORED_ENDINGS = (EMPTY_WEIGHT, "attn.relative_position_index", "pixel_mean", "pixel_std")
 
 # What decides about results or training and leaves no trace in the tensors.
-UNSAID = (
+ASSUMED = (
     *("pre_norm", "activation_function", "dropout"),
     *("class_weight", "mask_weight", "dice_weight"),
 )
-SOMETIMES_UNSAID = ("num_attention_heads", "no_object_weight")
-UNSAID_OF_BACKBONE = {
+SOMETIMES_ASSUMED = ("num_attention_heads", "no_object_weight")
+BACKBONE_ASSUMED = {
     "swin": ("hidden_act", "drop_path_rate"),
     "resnet": ("hidden_act", "downsample_in_bottleneck"),
 }
@@ -200,19 +200,19 @@ def from_detectron2(
 def infer_config(weights: dict[str, Tensor], path: Path) -> tuple[Mask2FormerConfig, list[str]]:
     """The configuration of a state dict of the paper's code, from names and shapes.
 
-    Labels are numbered. The number of attention heads is that of the pixel decoder, which shares
-    it; the size of the windows follows from the table of relative positions.
+    Labels are numbered. The number of attention heads is read from the pixel decoder, which
+    shares it; the size of the windows follows from the table of relative positions.
 
     Args:
         weights: tensors by foreign name, as `read_detectron2` returns them.
         path: the file, for messages.
 
     Returns:
-        The configuration, and the names of its fields that had to be assumed, those of the backbone
+        The configuration, and the names of its fields that had to be assumed, the backbone's
         as "backbone_config.NAME". They have the values of the model zoo.
 
     Raises:
-        DataError: the tensors are not those of such a model.
+        DataError: the tensors do not belong to such a model.
     """
     shapes = _Shapes(weights, path)
     swin = "backbone.patch_embed.proj.weight" in weights
@@ -222,9 +222,9 @@ def infer_config(weights: dict[str, Tensor], path: Path) -> tuple[Mask2FormerCon
         config = Mask2FormerConfig(backbone_config=backbone, **head)
     except ValueError as error:
         raise DataError(f"The tensors in {path} make no model: {error}") from error
-    unsaid = (name for name in SOMETIMES_UNSAID if name not in head)
-    of_backbone = UNSAID_OF_BACKBONE[backbone.model_type]
-    return config, [*UNSAID, *unsaid, *(f"backbone_config.{name}" for name in of_backbone)]
+    head_fields = (name for name in SOMETIMES_ASSUMED if name not in head)
+    backbone_fields = (f"backbone_config.{n}" for n in BACKBONE_ASSUMED[backbone.model_type])
+    return config, [*ASSUMED, *head_fields, *backbone_fields]
 
 
 def _head_fields(shapes: _Shapes) -> dict[str, Any]:
@@ -275,7 +275,7 @@ class _Shapes:
         return shape
 
     def count(self, pattern: str) -> int:
-        """How many different numbers stand in the place of the # among the names."""
+        """How many different numbers the names have where the pattern has #."""
         expression = re.compile(re.escape(pattern).replace(r"\#", r"(\d+)"))
         return len({m[1] for m in map(expression.match, self.weights) if m})
 

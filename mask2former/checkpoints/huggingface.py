@@ -153,7 +153,7 @@ def from_huggingface(
     Args:
         weights: tensors by foreign name, of the model with or without class head.
         expected: the state dict that is wanted, for names, shapes and dtypes. Where it has no class
-            head, that of the file is left out.
+            head, the file's is left out.
         config: the model's configuration.
         path: the file, for messages.
         ignore_mismatched_sizes: leave out what has another shape, and name it in a warning.
@@ -168,6 +168,6 @@ def from_huggingface(
     weights = {k: v for k, v in weights.items() if not k.endswith(IGNORED_ENDINGS)}
     remedies = (
         "it does not belong to the config.json beside it, so download or save the folder again",
-        "correct the configuration, or give ignore_mismatched_sizes=True to train these anew",
+        "correct the configuration, or give ignore_mismatched_sizes=True to re-initialise these",
     )
     return load_state(weights, key_table(config), expected, path, remedies, ignore_mismatched_sizes)

@@ -16,7 +16,7 @@ class PublishedClasses:
     Attributes:
         dataset: what the data set is called.
         names: of all classes.
-        things: label ids of those that are countable.
+        things: label ids of the countable classes.
     """
 
     dataset: str
@@ -25,8 +25,9 @@ class PublishedClasses:
 
 
 def published_classes(count: int) -> PublishedClasses | None:
-    """The classes of the only published data set with this many, or with this many things, which
-    are all that its instance models know; None where there is no such data set.
+    """The classes of the only published data set with this many classes or this many things.
+
+    Instance models know the things alone. None where there is no such data set.
 
     Names, order and things are those of the paper's code: 133 classes of COCO (80 things), 19 of
     Cityscapes (8), 150 of ADE20K (100), 65 of Mapillary Vistas (37).

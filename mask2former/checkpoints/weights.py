@@ -24,12 +24,12 @@ from mask2former.io.hub import MissingFileError, resolve_file
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-# In the order in which they are looked for, which is that of transformers.
+# In the order in which they are looked for, as in transformers.
 WEIGHT_FILES = (WEIGHTS_NAME, INDEX_NAME, "pytorch_model.bin", "pytorch_model.bin.index.json")
 # Everything that `save_weights` may have written.
 _SAVED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
-# What torch and pickle raise while they read a damaged file, none of them in a way that names it.
+# What torch and pickle raise while they read a damaged file. None of these errors names it.
 UNPICKLING_ERRORS = (
     *(pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError),
     *(AttributeError, ImportError, AssertionError, MemoryError, OverflowError, struct.error),

@@ -155,7 +155,7 @@ def open_data(
     """A split of a data set, for `task` if that is given; see `FoundDataset.open`.
 
     Raises:
-        UsageError: an option does not apply to the format, or the annotations are none for `task`.
+        UsageError: an option does not apply to the format, or the annotations do not suit `task`.
     """
     from mask2former.data.open_dataset import as_task
 

@@ -113,7 +113,7 @@ def _expand(path: Path) -> list[Path]:
 
 
 def _check_names(images: list[Path], out: Path) -> None:
-    """UsageError if a result would replace that of another image, or an input."""
+    """UsageError if a result would replace another image's, or an input."""
     owners: dict[str, Path] = {}
     inputs = {image.resolve() for image in images}
     for image in images:

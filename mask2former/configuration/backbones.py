@@ -140,7 +140,7 @@ class ResNetConfig(Config):
     loaded, while training too. So were the ResNets of the paper trained on COCO and ADE20K
     (detectron2's FrozenBN); on Cityscapes it used synchronised batch norm, which is
     `torch.nn.SyncBatchNorm.convert_sync_batchnorm` of a model without this option. The default is
-    that of transformers: batch norms learn, from the statistics of each batch. In evaluation mode
+    transformers': batch norms learn, from the statistics of each batch. In evaluation mode
     there is no difference.
     """
 
@@ -217,8 +217,8 @@ BACKBONE_CONFIGS = {
     config.model_type: config for config in (SwinConfig, ResNetConfig, TimmBackboneConfig)
 }
 
-# What a classification model's config.json says and a backbone has no use for. The dtype is that of
-# the file's weights.
+# Keys of a classification model's config.json that a backbone has no use for. The dtype is the
+# weights' in the file.
 CLASSIFIER_KEYS = {"id2label", "label2id", "architectures", "dtype", "torch_dtype"}
 
 

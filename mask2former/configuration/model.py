@@ -64,11 +64,11 @@ class Mask2FormerConfig(Config):
         no_object_weight: of the class "no object" in the cross-entropy.
         class_weight, mask_weight, dice_weight: of the three losses, and of the matching costs.
         train_num_points: points at which a mask is compared with an annotation.
-        oversample_ratio: candidates for each of them, at least 1; importance_sample_ratio: the part
-            of them that is chosen among the candidates for being unsure, from 0 to 1.
+        oversample_ratio: candidates for each point, at least 1; importance_sample_ratio: the
+            fraction of the points that are the most uncertain candidates, from 0 to 1.
         init_std: standard deviation of the truncated normal that the class head starts from. All
             other weights start as in the paper's code, such as learned queries and level embeddings
-            from a standard normal, and those of Swin and ResNet as in these papers' code.
+            from a standard normal, and Swin and ResNet as in their papers' code.
         init_xavier_std: gain of the Xavier initialisation of the transformer decoder.
         use_auxiliary_loss: whether every prediction has a loss, or only the last one.
         output_auxiliary_logits, output_hidden_states, output_attentions, return_dict: what the
@@ -89,7 +89,7 @@ class Mask2FormerConfig(Config):
       named model's weights. `from_pretrained` of a whole model never asks for them.
 
     Raises:
-        DataError: the backbone is none that this version has, a library is not installed, or a name
+        DataError: this version has no such backbone, a library is not installed, or a name
             leads to no configuration.
         ValueError: fields contradict each other.
     """

@@ -33,7 +33,7 @@ def transformers_config(model_type: Any, values: dict[str, Any], ours: list[str]
     """A configuration object of transformers.
 
     Args:
-        model_type: that of a backbone which only transformers has.
+        model_type: of a backbone that only transformers has.
         values: the configuration's dict without it.
         ours: model types that need no transformers, for messages.
 

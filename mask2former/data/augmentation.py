@@ -2,8 +2,8 @@
 
 The compositions `coco_lsj` and `semantic_crop` are the paper's; `few_images` is for fine-tuning.
 Each step draws from the generator it is given and from nothing else. Steps are frozen dataclasses,
-so that they travel to worker processes. Label maps and bool masks are resized by nearest, by
-picking only those of their pixels that the crop keeps.
+so that they travel to worker processes. Index maps and bool masks are resized by nearest, by
+picking only the pixels that the crop keeps.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def few_images(
 ) -> Augmentation:
     """For fine-tuning on a few hundred images: the size that the model will see, and a flip.
 
-    Colours and scales stay those of the images, which so few cannot teach the model to disregard.
+    Colours and scales are not changed: so few images cannot teach a model to disregard them.
     """
     return Augmentation((ProcessorResize(processor), Flip(flip)), None, void, ignore_value)
 
@@ -159,7 +159,7 @@ class LargeScaleJitter:
 class ResizedCrop:
     """Resize the shortest edge to a random length, then cut at random to at most `crop`.
 
-    Crops of a label map are drawn, at most `CROP_TRIES`, until the largest class of one covers at
+    Crops of an index map are drawn, at most `CROP_TRIES`, until the largest class of one covers at
     most `max_ratio` of its pixels that are neither void nor crowd. 1 takes any crop, as the
     paper's configurations do. For bool masks, most of whose pixels have no class, there is no such
     limit.
@@ -197,7 +197,7 @@ class ResizedCrop:
     def _varied(self, sample: Sample, size: Size, offset: Offset, crop: Size) -> bool:
         if self.max_ratio == 1 or sample.masks.dim() == 3:
             return True
-        areas = _areas(_resized_part_of_masks(sample.masks, size, offset, crop), len(sample.labels))
+        areas = _areas(_resized_masks(sample.masks, size, offset, crop), len(sample.labels))
         areas[sample.crowd.numpy()] = 0
         classes = np.bincount(sample.labels.numpy(), weights=areas)
         return 0 < classes.max(initial=0) <= self.max_ratio * classes.sum()
@@ -292,7 +292,7 @@ def resized_part(
     image = image[:, top : top + height, left : left + width]
     if sample.masks.dim() == 3:
         sample = _without_segments_outside(sample, size, offset, crop)
-    masks = _resized_part_of_masks(sample.masks, size, offset, crop)
+    masks = _resized_masks(sample.masks, size, offset, crop)
     return replace(sample, image=image, masks=masks, areas=None)
 
 
@@ -305,8 +305,8 @@ def training_targets(sample: Sample, void: Void = "background", ignore_value: in
     """The sample with only those segments that are no crowd and have a pixel, renumbered.
 
     Void and crowd pixels are background of every mask, as in the paper, or with `void="ignore"`
-    count for nothing: `IGNORED` in a label map. Masks, where every pixel is known but those of a
-    crowd, become uint8 if there is a crowd, and are `ignore_value` in the pixels that belong to a
+    count for nothing: `IGNORED` in an index map. In masks only the pixels of a crowd are
+    unknown. If there is one, masks become uint8, with `ignore_value` in the pixels that belong to a
     crowd and to no mask.
     """
     if sample.masks.dim() == 2:
@@ -352,8 +352,8 @@ def _without_segments_outside(sample: Sample, size: Size, offset: Offset, crop: 
     return sample if bool(kept.all()) else _with_segments(sample, sample.masks[kept], kept)
 
 
-def _resized_part_of_masks(masks: Tensor, size: Size, offset: Offset, crop: Size) -> Tensor:
-    """The part of bool masks (T, H, W) or of a label map (H, W), as `resized_part` has it."""
+def _resized_masks(masks: Tensor, size: Size, offset: Offset, crop: Size) -> Tensor:
+    """The part of bool masks (T, H, W) or of an index map (H, W), as `resized_part` has it."""
     rows, columns = _source_pixels(masks.shape[-2:], size, offset, crop)
     # numpy takes bytes eight times as fast as torch. The smaller the intermediate result, the
     # better, and whole rows are cheap to take.
@@ -374,9 +374,9 @@ def _source_pixels(
     return rows, columns
 
 
-def _areas(label_map: Tensor, segments: int) -> np.ndarray:
-    """Pixels of every segment of a label map, int64 (segments,)."""
-    return np.bincount(label_map.numpy().ravel() - VOID, minlength=segments + 1)[1:]
+def _areas(index_map: Tensor, segments: int) -> np.ndarray:
+    """Pixels of every segment of an index map, int64 (segments,)."""
+    return np.bincount(index_map.numpy().ravel() - VOID, minlength=segments + 1)[1:]
 
 
 def _occupied(masks: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Samples -> batches of model inputs, in an order that is a function of the seed alone.
 
 The samples of a run are numbered, from 0 on. Batch after batch takes the next numbers, and the
-processes of a run share the numbers of each batch out among them. Number k is image k % n, in an
+processes of a run divide the numbers of each batch. Number k is image k % n, in an
 order drawn for epoch k // n, of a data set of n images; its augmentation draws from a generator
 made of the seed and k. So a batch does not depend on what came before it, on the number of
 worker processes, or on the number of processes that train.
@@ -49,7 +49,7 @@ def make_loader(
 
     Args:
         dataset: what to train on. Every epoch has all its images once, in a new order; an epoch
-            that ends amid a batch runs into the next.
+            that ends inside a batch runs into the next.
         processor: rescales and normalizes; images come in the size that `augment` gives them.
         augment: random changes.
         batch_size: images per step, of all processes together.
@@ -91,7 +91,7 @@ class Loader:
     Every iteration starts from the first step again. A batch is a dict:
         pixel_values: float32 (N, 3, H, W).
         pixel_mask: bool (N, H, W), True where there is image; only where there is padding.
-        annotations: per image an `Annotation`, whose masks are an int32 label map (H, W), `VOID` in
+        annotations: per image an `Annotation`, whose masks are an int32 index map (H, W), `VOID` in
             the padding, or (T, H, W), bool, or uint8 where pixels are ignored, 0 in the padding.
             They are checked here, on the CPU, and not by the model, where it would wait for its
             device.
@@ -150,7 +150,7 @@ class _Batches(data.Dataset):
         self.batch_size, self.seed, self.skip_bad = batch_size, seed, skip_bad
 
     def __getitem__(self, first: int) -> Batch | DataError:
-        """A batch, or why there is none: what a worker raises, torch wraps in its traceback."""
+        """A batch, or the error as a value: torch wraps what a worker raises in its traceback."""
         skipped: list[str] = []
         try:
             numbers = range(first, first + self.batch_size)
@@ -197,7 +197,7 @@ def collated(
     """A batch, as `Loader` describes it, of samples that `training_targets` made ready.
 
     Images are rescaled and normalized as the processor does, and padded to `canvas`, (height,
-    width), or to the largest of them, as the processor pads.
+    width), or to the largest image, as the processor pads.
 
     Args:
         samples: one per image.

@@ -23,7 +23,7 @@ class Sample:
     Attributes:
         name: of the image, relative to its data set; messages and reports call it so.
         image: uint8 (3, H, W), RGB, upright, in any order of memory.
-        masks: either bool (T, H, W), one mask for each segment, which may overlap; or a label map,
+        masks: either bool (T, H, W), one mask for each segment, which may overlap; or an index map,
             int32 (H, W), whose pixels hold the segment they belong to, 0 to T - 1, or `VOID`. A
             segment may have no pixel.
         labels: int64 (T,), the class of every segment, 0 to the number of classes - 1.
@@ -68,7 +68,7 @@ class SegmentationDataset(data.Dataset[Sample], ABC):
     """Annotated images, read from disk one at a time.
 
     Attributes:
-        task: what is annotated: "panoptic" and "semantic" samples hold label maps, and every pixel
+        task: what is annotated: "panoptic" and "semantic" samples hold index maps, and every pixel
             of a semantic one that is not void belongs to its class's only segment; "instance"
             samples hold masks.
         id2label: names of the classes 0 to K - 1.

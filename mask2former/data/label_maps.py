@@ -20,7 +20,7 @@ def read_label_map(path: Path, size: tuple[int, int] | None = None) -> np.ndarra
 
     Args:
         path: of the file; of a palette image, the numbers are the indices.
-        size: height and width that it must have, those of its image; None for any.
+        size: its image's height and width, which it must have; None for any.
 
     Raises:
         DataError: the file is missing, damaged, has colours, or is of another size.
@@ -47,7 +47,7 @@ def class_segments(classes: np.ndarray) -> tuple[Tensor, Tensor]:
         classes: integers (height, width), the class of every pixel or `VOID`.
 
     Returns:
-        The label map, int32 (H, W), and the class of each of its segments, int64 (T,), ascending.
+        The index map, int32 (H, W), and the class of each of its segments, int64 (T,), ascending.
     """
     counts = np.bincount((classes - VOID).ravel())  # void is counted at 0
     labels = np.flatnonzero(counts[1:])

@@ -153,14 +153,14 @@ def find_dataset(path: str | os.PathLike[str]) -> FoundDataset:
     with _clear_os_errors(path):
         if not path.exists():
             raise DataError(f"{path} does not exist; check the path.")
-        for form, option in [_format_of_file(path)] if path.is_file() else _FORMATS:
+        for form, option in [_file_format(path)] if path.is_file() else _FORMATS:
             splits = form.find_splits(path)
             if splits or path.is_file():
                 return FoundDataset(path, splits, option)
     raise DataError(f"{path} holds no data set of a known format: {_KNOWN}.")
 
 
-def _format_of_file(path: Path) -> tuple[Any, Any]:
+def _file_format(path: Path) -> tuple[Any, Any]:
     suffix = path.suffix.lower()
     if suffix not in (".json", ".yaml", ".yml"):
         raise DataError(f"{path} is no annotation file; give {_KNOWN}.")

@@ -1,6 +1,6 @@
 """Renders scenes into data sets on disk: `python -m mask2former.data.rendering --out DIR`.
 
-The layouts are those of published data sets, so every tool that reads these reads the scenes.
+The layouts are as in published data sets, so every tool that reads these reads the scenes.
 Pictures and masks are exact (PNG, RLE).
 """
 
@@ -127,7 +127,7 @@ def _new_folder(out: Path) -> Iterator[None]:
 
 
 def _write_coco(kind: str, write: _Writer, split: _Split, seeds: Sequence[int], run: _Map) -> None:
-    """Pictures first, then the json that makes a data set of them."""
+    """Pictures first, then the JSON file that makes them a data set."""
     (split.root / split.name).mkdir()
     (split.root / "annotations").mkdir(exist_ok=True)
     if kind == "panoptic":

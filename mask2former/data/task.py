@@ -17,7 +17,7 @@ def as_task(dataset: SegmentationDataset, task: Task) -> SegmentationDataset:
     - Panoptic as semantic: the segments of a class are joined, crowds too.
     - Panoptic as instance: the things as bool masks, crowds too; stuff is dropped and the classes
       are renumbered in their order.
-    - Instance as semantic: the objects of a class are joined; where objects overlap the one of the
+    - Instance as semantic: the objects of a class are joined; where objects overlap, the
       smaller mask is on top, and crowds are below all. Pixels without an object are void: they
       teach a model that they are no object, but count for nothing in an evaluation.
 
@@ -33,7 +33,7 @@ def as_task(dataset: SegmentationDataset, task: Task) -> SegmentationDataset:
             raise ValueError("The data set has no things, so it has no instances; train semantic.")
         return _AsInstance(dataset)
     lack = "objects are not told apart" if dataset.task == "semantic" else "stuff is not annotated"
-    raise ValueError(f"A data set of {dataset.task} annotations is none for {task}: {lack} in it.")
+    raise ValueError(f"A data set of {dataset.task} annotations does not suit {task}: {lack}.")
 
 
 class _View(SegmentationDataset):
@@ -68,7 +68,7 @@ class _AsSemantic(_View):
 
 
 def _class_map(sample: Sample) -> np.ndarray:
-    """The class of every pixel of a label map."""
+    """The class of every pixel of an index map."""
     table = np.append(sample.labels.numpy().astype(np.int32), np.int32(VOID))
     return table[sample.masks.numpy()]  # void, -1, is the last entry
 

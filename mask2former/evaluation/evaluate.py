@@ -46,7 +46,7 @@ class Results:
     """What `evaluate` measured. Fractions of one; nan where there was nothing to measure.
 
     Attributes:
-        figures: "pq", "sq", "rq" and each of them with "_things" and "_stuff"; "ap" and the other
+        figures: "pq", "sq", "rq" and each with "_things" and "_stuff"; "ap" and the other
             figures of `AveragePrecision`, for boundaries with the prefix "boundary_"; "miou" and
             "pixel_accuracy".
         classes: for every class "label_id", "name" and its figures: "pq", "sq", "rq",
@@ -88,7 +88,7 @@ def evaluate(
         metrics: by default panoptic quality and mean IoU of panoptic data, average precision of
             instances, mean IoU of semantic data.
         thresholds: of panoptic segments. Of instances only the mask threshold counts, because
-            average precision takes all of them.
+            average precision takes all instances.
         paper_padding: reproduce the paper's code, where the padding of an image to a multiple of 32
             takes part in everything, even of a single image: attention, normalisation and the
             resize of mask logits see it. The mask logits of all queries are then held at the size
@@ -144,8 +144,8 @@ def check_metrics(
     """The metrics to measure, by default those of the data set's task.
 
     Raises:
-        DataError: the data set has no images or does not suit one of them.
-        ValueError: one is unknown.
+        DataError: the data set has no images or does not suit a metric.
+        ValueError: a metric is unknown.
     """
     if len(dataset) == 0:
         raise DataError("The data set has no images, so there is nothing to measure.")

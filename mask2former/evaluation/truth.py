@@ -57,7 +57,7 @@ class Truth:
 
 
 def semantic_truth(sample: Sample) -> Tensor:
-    """The label of every pixel of a label map, int32 (H, W), `VOID` where there is none."""
+    """The label of every pixel of an index map, int32 (H, W), `VOID` where there is none."""
     labels = torch.cat([sample.labels, torch.tensor([VOID])]).int()  # the index -1 is void
     return labels[sample.masks.clamp(min=VOID).long()]
 

@@ -160,7 +160,7 @@ def _fused_segments(
     winner = probs.argmax(0)
     segmentation = torch.zeros(probs.shape[1:], dtype=torch.int32, device=probs.device)
     segments: list[dict[str, Any]] = []
-    id_of_fused: dict[int, int] = {}
+    fused_ids: dict[int, int] = {}
     current = 0
     for query, (score, label) in enumerate(zip(scores, labels, strict=True)):
         won = winner == query
@@ -171,14 +171,14 @@ def _fused_segments(
         if not (area / own_area).item() > overlap_mask_area_threshold:
             continue
         # going back to an earlier id is why later segments repeat ids
-        current = id_of_fused.get(label, current + 1)
+        current = fused_ids.get(label, current + 1)
         segmentation[won] = current
         fuse = label in label_ids_to_fuse
         segments.append(
             {"id": current, "label_id": label, "was_fused": fuse, "score": round(score, 6)}
         )
         if fuse:
-            id_of_fused[label] = current
+            fused_ids[label] = current
     return segmentation, segments
 
 
@@ -273,7 +273,7 @@ def masks_and_labels(
 class TransformersRules(Rules):
     """The rules of transformers 5.23."""
 
-    pair_of_lengths = ("height", "width")
+    pair_keys = ("height", "width")
 
     shortest_edge_size = staticmethod(shortest_edge_size)
     resized_image = staticmethod(resized_image)

@@ -93,14 +93,14 @@ def panoptic_segmentation(
         keep = (labels != class_logits.shape[-1] - 1) & (scores >= threshold)
         scores, labels = scores[keep], labels[keep]
         winners, areas = _compete(mask_logits[keep], scores, resizer, mask_threshold)
-        segments, id_of_query = _panoptic_segments(
+        segments, query_ids = _panoptic_segments(
             scores.tolist(),
             labels.tolist(),
             areas.T.tolist(),
             overlap_mask_area_threshold,
             set(label_ids_to_fuse),
         )
-        table = torch.tensor([*id_of_query, VOID], dtype=torch.int32)
+        table = torch.tensor([*query_ids, VOID], dtype=torch.int32)
         segmentation = table.to(winners.device)[winners.long()]
         results.append(SegmentationDict(segmentation=segmentation, segments_info=segments))
     return results
@@ -143,7 +143,7 @@ def _panoptic_segments(
     """The segments, and for every query the id of its segment (VOID for a dropped query)."""
     segments: list[dict[str, Any]] = []
     fused: dict[int, dict[str, Any]] = {}
-    id_of_query = [VOID] * len(scores)
+    query_ids = [VOID] * len(scores)
     for query, (score, label, area) in enumerate(zip(scores, labels, areas, strict=True)):
         won, own, won_inside = area
         if won_inside == 0 or won / own < overlap_mask_area_threshold:
@@ -155,8 +155,8 @@ def _panoptic_segments(
             if segment["was_fused"]:
                 fused[label] = segment
         segment["score"] = max(segment["score"], round(score, 6))
-        id_of_query[query] = segment["id"]
-    return segments, id_of_query
+        query_ids[query] = segment["id"]
+    return segments, query_ids
 
 
 def _segment(index: int, label: int, was_fused: bool, score: float) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def instance_segmentation(
     falling score: id (from 1), label_id, was_fused (False), score.
 
     The likeliest (query, label) pairs of an image are candidates: `candidates` pairs, or as many as
-    there are queries. With `thing_label_ids`, those of other labels are then left out. A mask is
+    there are queries. With `thing_label_ids`, pairs of other labels are then left out. A mask is
     where the mask probability is at least `mask_threshold`, a score is the class probability times
     the mean mask probability inside the mask, and an instance needs a score of at least
     `threshold`.
@@ -291,7 +291,7 @@ def _scored_instances(
 def _paint(
     segmentation: Tensor, masks: Iterator[Tensor], overlap_mask_area_threshold: float
 ) -> list[int]:
-    """Gives each mask in turn those of its pixels that are still void, unless they are too few.
+    """Gives each mask in turn its pixels that are still void, unless they are too few.
 
     Writes ids from 1 into `segmentation` and returns the indices of the masks that have one.
     """

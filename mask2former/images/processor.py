@@ -130,7 +130,7 @@ class Mask2FormerImageProcessor:
         old = {"reduce_labels": reduce_labels, "size_divisibility": size_divisibility}
         for name, value in modern({"size": self.size, "max_size": max_size, **old}).items():
             setattr(self, name, value)
-        self.size = resize_target(self.size, self.default_to_square, self._rules.pair_of_lengths)
+        self.size = resize_target(self.size, self.default_to_square, self._rules.pair_keys)
         if self.pad_size is not None:
             self.pad_size = checked_size("pad_size", self.pad_size, AREA_KEYS)
         if self.do_center_crop or self.crop_size is not None:

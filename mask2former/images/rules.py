@@ -19,12 +19,12 @@ from mask2former.images.segmentation_maps import masks_and_labels
 
 
 class Rules:
-    """The rules of the paper's code. `hf_compat.TransformersRules` are those of transformers.
+    """The rules of the paper's code. `hf_compat.TransformersRules` has transformers'.
 
     The processor asks these methods where the two differ, and decides everything else by itself.
     """
 
-    pair_of_lengths = ("width", "height")  # what a `size` of two numbers is, as documented
+    pair_keys = ("width", "height")  # what a `size` of two numbers is, as documented
 
     # ---- images and maps to tensors -------------------------------------------------------------
 

@@ -91,7 +91,7 @@ def id_map_per_image(
     """One mapping per image, from one for all or from None.
 
     Raises:
-        ValueError: the number of mappings is not that of images.
+        ValueError: there are more or fewer mappings than images.
     """
     if instance_id_to_semantic_id is None or isinstance(instance_id_to_semantic_id, Mapping):
         return [instance_id_to_semantic_id] * images

@@ -21,17 +21,15 @@ DEFAULT_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
 PROCESSOR_TYPES = re.compile(r"Mask2?Former(ImageProcessor(Fast|Pil)?|FeatureExtractor)")
 
 
-def resize_target(
-    size: Any, default_to_square: bool, pair_of_lengths: tuple[str, str]
-) -> dict[str, int]:
-    """`size` in any of its forms as a dict: see Mask2FormerImageProcessor. `pair_of_lengths` says
+def resize_target(size: Any, default_to_square: bool, pair_keys: tuple[str, str]) -> dict[str, int]:
+    """`size` in any of its forms as a dict: see Mask2FormerImageProcessor. `pair_keys` says
     what the two numbers of a sequence are."""
     if size is None:
         return dict(DEFAULT_SIZE)
     if isinstance(size, int):
         size = {"height": size, "width": size} if default_to_square else {"shortest_edge": size}
     elif isinstance(size, (tuple, list)) and len(size) == 2:
-        size = dict(zip(pair_of_lengths, size, strict=True))
+        size = dict(zip(pair_keys, size, strict=True))
     return checked_size("size", size, SIZE_KEYS)
 
 
@@ -83,7 +81,7 @@ def modern(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the names of old transformers versions replaced by today's.
 
     Raises:
-        ValueError: they are those of a processor of another kind.
+        ValueError: they belong to another kind of processor.
     """
     settings = dict(settings)
     for key in ("image_processor_type", "feature_extractor_type"):

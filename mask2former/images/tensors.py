@@ -42,7 +42,7 @@ def image_tensor(
 
     Raises:
         DataError: it cannot be decoded, has no pixels, or is of PIL mode I or F.
-        ValueError: type, dtype or shape are not those of an image, or it is not RGB but should be.
+        ValueError: type, dtype or shape do not suit an image, or it is not RGB but should be.
     """
     name = f"Image {index}"
     if isinstance(image, Image.Image):

@@ -159,7 +159,7 @@ def _segment_colours(segments: Sequence[Mapping[str, Any]]) -> list[Colour]:
 
 
 def _enlarge(index: np.ndarray, segments: int, size: tuple[int, int]) -> np.ndarray:
-    """An index map enlarged with smooth edges: every mask is interpolated and the largest wins."""
+    """Segment numbers enlarged with smooth edges: masks are interpolated and the largest wins."""
     best = np.zeros((size[1], size[0]), np.uint8)
     enlarged = np.zeros(best.shape, np.int32)
     for segment in range(segments + 1):
@@ -243,7 +243,7 @@ def _tag_boxes(
     """Boxes for a tag, the best first: in the segment if it fits there, else beside it."""
     width, height = size
     own = _Box(window[1].start, window[0].start, window[1].stop, window[0].stop)
-    # The point in the middle of those farthest from the outline. Distances are measured in widths
+    # The middle of the points farthest from the outline. Distances are measured in widths
     # and heights of the tag, and a coarse grid is enough.
     step = max(1, min(mask.shape) // 128)
     coarse = np.pad(mask[::step, ::step], 1)
@@ -253,7 +253,7 @@ def _tag_boxes(
     row, column = farthest[np.argmin((offsets**2).sum(axis=1))]
     x, y = own.left + (column - 1) * step, own.top + (row - 1) * step
     rows = (0, -1, 1, -2, 2, -3, 3)
-    amid = [_box_around(x, y + row * (height + 2), size).within(*picture_size) for row in rows]
+    inside = [_box_around(x, y + row * (height + 2), size).within(*picture_size) for row in rows]
     middle_x, middle_y = (own.left + own.right) / 2, (own.top + own.bottom) / 2
     beside = [
         _box_around(middle_x, own.top - height / 2 - 2, size),
@@ -263,7 +263,7 @@ def _tag_boxes(
     ]
     beside = [box.within(*picture_size) for box in beside]
     beside = [box for box in beside if not box.overlaps(own)]
-    return [*amid, *beside] if room.max() > 0.55 else [*beside, *amid]
+    return [*inside, *beside] if room.max() > 0.55 else [*beside, *inside]
 
 
 def _box_around(x: float, y: float, size: tuple[int, int]) -> _Box:

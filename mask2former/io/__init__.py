@@ -1,1 +1,1 @@
-"""Files, the hub, and optional packages: what every other room reads and writes through."""
+"""Files, the hub, and optional packages: what all other modules read and write through."""

@@ -8,7 +8,7 @@ from mask2former.io.errors import DataError
 
 
 class MissingFileError(DataError):
-    """The folder or the repository can be had, but it holds no such file."""
+    """The folder or the repository exists, but it holds no such file."""
 
 
 def resolve_file(

@@ -1,8 +1,8 @@
 """The annotations of the images in a batch, checked and ready for matching and loss.
 
-The masks of an image are (T, H, W), which may overlap, or a label map (H, W), in which a pixel
+The masks of an image are (T, H, W), which may overlap, or an index map (H, W), in which a pixel
 belongs to at most one annotation. Ignored, which means that they take part neither in matching nor
-in the mask losses, are: pixels whose value in a mask is `ignore_value`, or `IGNORED` in a label
+in the mask losses, are: pixels whose value in a mask is `ignore_value`, or `IGNORED` in an index
 map; and the padding of the batch. An annotation of class `ignore_value` is left out.
 """
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from mask2former.images.resize import padded
-from mask2former.losses.label_map import sample_label_map
+from mask2former.losses.index_map import sample_index_map
 from mask2former_ops import point_sample
 
-# Values of a label map beside the indices of annotations:
+# Values of an index map beside the indices of annotations:
 VOID = -1  # a pixel without annotation
 IGNORED = -2  # a pixel that is ignored
 
@@ -29,10 +29,10 @@ class Annotation:
 
     Attributes:
         masks: (T, H, W) bool, uint8 or floating, with values from 0 to 1, 0 where they are ignored;
-            or a label map, integer (H, W).
+            or an index map, integer (H, W).
         labels: int64 (T,).
         ignored: bool (T or 1, H, W), True in ignored pixels, or None without any.
-        ids: integer (T,), the value of each annotation in the label map; None for masks.
+        ids: integer (T,), the value of each annotation in the index map; None for masks.
         num_labels: the classes that `labels` were checked to be among, 0 to num_labels - 1.
     """
 
@@ -82,7 +82,7 @@ class Annotation:
             (T, P) in the dtype of the points.
         """
         if self.ids is not None:
-            return sample_label_map(self.masks, self.ids, points)
+            return sample_index_map(self.masks, self.ids, points)
         return _sample_masks(self.masks, points)
 
     def weights(self, points: Tensor) -> Tensor:
@@ -125,13 +125,13 @@ def make_annotations(
     On an accelerator every check waits for the device; on the CPU it is cheap.
 
     Args:
-        mask_labels: per image (T_i, H, W) or a label map (H, W).
+        mask_labels: per image (T_i, H, W) or an index map (H, W).
         class_labels: per image integer (T_i,).
         batch: images.
         size: their height and width.
         num_labels: classes.
         ignore_value: marks ignored pixels in masks, and annotations to leave out in class labels. A
-            class is never ignored, nor is a mask's own 0 or 1, nor an index of a label map.
+            class is never ignored, nor is a mask's own 0 or 1, nor an index in an index map.
 
     Raises:
         ValueError: labels do not fit each other, the size or the classes; the message names the
@@ -148,7 +148,7 @@ def make_annotations(
         labels = labels.to(masks.device, torch.int64)
         _check_classes(labels, i, num_labels, ignore_value)
         if masks.dim() == 2:
-            annotation = _from_label_map(masks, labels, i)
+            annotation = _from_index_map(masks, labels, i)
         else:
             annotation = _from_masks(masks, labels, i, ignore_value)
         if not 0 <= ignore_value < num_labels and bool((labels == ignore_value).any()):
@@ -183,12 +183,12 @@ def check_annotations(
             )
 
 
-def _from_label_map(label_map: Tensor, labels: Tensor, i: int) -> Annotation:
-    _check_label_map(label_map, len(labels), i)
-    ignored = (label_map == IGNORED)[None]
+def _from_index_map(index_map: Tensor, labels: Tensor, i: int) -> Annotation:
+    _check_index_map(index_map, len(labels), i)
+    ignored = (index_map == IGNORED)[None]
     ids = torch.arange(len(labels), dtype=torch.int32, device=labels.device)
     return Annotation(
-        label_map.to(torch.int32), labels, ignored if bool(ignored.any()) else None, ids
+        index_map.to(torch.int32), labels, ignored if bool(ignored.any()) else None, ids
     )
 
 
@@ -223,7 +223,7 @@ def _check_shapes(masks: Tensor, labels: Tensor, i: int, size: tuple[int, int]) 
         raise ValueError(
             f"mask_labels[{i}] has shape {tuple(masks.shape)} and class_labels[{i}] "
             f"{tuple(labels.shape)}; expected (T, {size[0]}, {size[1]}), the size of "
-            f"pixel_values, or ({size[0]}, {size[1]}) for a label map, and (T,)."
+            f"pixel_values, or ({size[0]}, {size[1]}) for an index map, and (T,)."
         )
 
 
@@ -236,16 +236,16 @@ def _check_classes(labels: Tensor, i: int, num_labels: int, ignore_value: int) -
         )
 
 
-def _check_label_map(label_map: Tensor, count: int, i: int) -> None:
-    if label_map.is_floating_point() or label_map.dtype == torch.bool:
+def _check_index_map(index_map: Tensor, count: int, i: int) -> None:
+    if index_map.is_floating_point() or index_map.dtype == torch.bool:
         raise ValueError(
-            f"mask_labels[{i}] has shape {tuple(label_map.shape)}, as a label map, but is "
-            f"{label_map.dtype}; give integers, or masks (T, H, W)."
+            f"mask_labels[{i}] has shape {tuple(index_map.shape)}, as an index map, but is "
+            f"{index_map.dtype}; give integers, or masks (T, H, W)."
         )
-    low, high = (int(value) for value in label_map.long().aminmax())  # uint16 has no aminmax
+    low, high = (int(value) for value in index_map.long().aminmax())  # uint16 has no aminmax
     if low < IGNORED or high >= count:
         raise ValueError(
-            f"mask_labels[{i}] is a label map with values from {low} to {high}, but "
+            f"mask_labels[{i}] is an index map with values from {low} to {high}, but "
             f"class_labels[{i}] has {count} entries; give each pixel the index of its annotation "
             f"in class_labels, from 0, {VOID} where there is none, and {IGNORED} in pixels to "
             "ignore."
@@ -253,7 +253,7 @@ def _check_label_map(label_map: Tensor, count: int, i: int) -> None:
 
 
 def _check_values(masks: Tensor, ignored: Tensor, i: int, ignore_value: int) -> None:
-    """Of masks with values below 0 or above 1."""
+    """Check masks that have values below 0 or above 1."""
     own = (masks >= 0) & (masks <= 1)
     described = f"mask_labels[{i}] has values from {masks.min().item():g} to {masks.max().item():g}"
     if not bool((own | ignored).all()):

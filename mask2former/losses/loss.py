@@ -92,7 +92,7 @@ def mask_losses(
 ) -> Tensor:
     """Sums of the mask and dice losses of L predictions over their matched pairs, (2, L).
 
-    Only the matched queries' masks are built, those of one image at a time.
+    Only the matched queries' masks are built, one image at a time.
 
     Args:
         mask_embeddings: (L, N, Q, C).
@@ -141,7 +141,7 @@ def sample_pairs(
 
 
 def mask_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Binary cross-entropy of M masks, (M,), the mean over those of P points that count."""
+    """Binary cross-entropy of M masks, (M,): the mean over the points that count."""
     total = F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none").sum(-1)
     return total / weights.sum(-1).clamp(min=1)
 
@@ -168,10 +168,10 @@ def average_counts(
     """The divisors of the mask losses and of the class loss: the number of annotated masks, and the
     sum of the queries' class weights, in `dtype`.
 
-    Both are means over all ranks of torch.distributed. So the gradients that data parallelism
-    averages over ranks are exactly those of one process with the whole batch. Micro-batches of
-    gradient accumulation are divided by their own counts. Their mean is the whole batch's gradient
-    only if all have as many masks.
+    Both are means over all ranks of torch.distributed. So data parallelism, which averages
+    gradients over ranks, gives exactly the gradients of one process with the whole batch.
+    Micro-batches of gradient accumulation are divided by their own counts. Their mean is the whole
+    batch's gradient only if all have as many masks.
     """
     counts = [len(labels) for labels in class_labels]
     matched = sum(min(count, queries) for count in counts)

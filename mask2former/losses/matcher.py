@@ -32,8 +32,8 @@ def match(
 
     Masks are compared at `config.train_num_points` random points, which all queries, masks and
     predictions of an image share. The full masks are never built: mask logits at a point are
-    products of the embeddings with the mask features there, and only those of one prediction of one
-    image exist at a time. All costs reach the host in one transfer.
+    products of the embeddings with the mask features there, and exist for one prediction of one
+    image at a time. All costs reach the host in one transfer.
 
     Args:
         class_logits: (L, N, Q, num_labels + 1) of L predictions.

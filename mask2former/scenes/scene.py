@@ -143,11 +143,11 @@ def _scene(image: np.ndarray, owners: np.ndarray, order: list[int], things: list
         image=image,
         segmentation=numbers[owners],
         segments_info=[
-            {"id": int(numbers[place + 1]), "label_id": label_id}
-            for place, label_id in enumerate(order)
-            if visible[place]
+            {"id": int(numbers[i + 1]), "label_id": label_id}
+            for i, label_id in enumerate(order)
+            if visible[i]
         ],
-        things=tuple(t for place, t in enumerate(things) if visible[first_thing + place]),
+        things=tuple(t for i, t in enumerate(things) if visible[first_thing + i]),
     )
 
 
@@ -197,13 +197,13 @@ def _footprint(plan: _Frame, thing: Thing) -> tuple[float, slice, slice, np.ndar
 
 
 def _random_thing(
-    rng: np.random.Generator, aspect_y: float, aspect_x: float, placed: list[Thing]
+    rng: np.random.Generator, aspect_y: float, aspect_x: float, planned: list[Thing]
 ) -> Thing:
     label_id = int(rng.choice(THING_LABEL_IDS))
     radius = float(np.exp(rng.uniform(*np.log(RADIUS_RANGE))))
     x, y = rng.uniform(0.04, aspect_x - 0.04), rng.uniform(0.04, aspect_y - 0.04)
-    if placed and rng.random() < 0.45:  # next to another thing, so that occlusion is common
-        other = placed[rng.integers(len(placed))]
+    if planned and rng.random() < 0.45:  # next to another thing, so that occlusion is common
+        other = planned[rng.integers(len(planned))]
         direction = rng.uniform(0, 2 * np.pi)
         gap = rng.uniform(0.45, 1.05) * (radius + other.radius)
         x = other.centre[0] + gap * np.cos(direction)

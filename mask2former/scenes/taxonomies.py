@@ -31,14 +31,14 @@ class Taxonomy:
 
     Attributes:
         categories: all classes, in the order of their numbers.
-        name_of_thing: the class of a thing.
-        name_of_stuff: the class of each kind of stuff, by its label in `mask2former.scenes.scene`;
+        thing_name: the class of a thing.
+        stuff_names: the class of each kind of stuff, by its label in `mask2former.scenes.scene`;
             kinds of the same class are one segment.
     """
 
     categories: tuple[Category, ...]
-    name_of_thing: Callable[[Thing], str]
-    name_of_stuff: dict[int, str]
+    thing_name: Callable[[Thing], str]
+    stuff_names: dict[int, str]
 
     def annotate(self, scene: Scene) -> tuple[np.ndarray, list[tuple[int, Category]]]:
         """The scene's segments under this taxonomy.
@@ -55,9 +55,9 @@ class Taxonomy:
         for segment in scene.segments_info:
             number, label = segment["id"], segment["label_id"]
             if label in THING_LABEL_IDS:
-                segments.append((number, by_name[self.name_of_thing(next(things))]))
+                segments.append((number, by_name[self.thing_name(next(things))]))
                 continue
-            name = self.name_of_stuff[label]
+            name = self.stuff_names[label]
             table[number] = stuff.setdefault(name, number)
             if stuff[name] == number:
                 segments.append((number, by_name[name]))
@@ -88,8 +88,8 @@ TAXONOMIES: dict[str, Taxonomy] = {
     ),
     # Classes that the bundled model does not know: smooth outlines, convex polygons, others; ground
     # and water are one. Like the shapes they do not depend on the scale, position, rotation or
-    # colours of a thing, which training varies. Boxes split into square and oblong ones are not
-    # among them: after 300 steps of tuning the bundled model told none of these from each other.
+    # colours of a thing, which training varies. Square and oblong boxes are one class:
+    # after 300 steps of tuning the bundled model could not distinguish them.
     "outlines": Taxonomy(
         _names(
             *((1, "round", True), (3, "angular", True), (4, "spiky", True)),

@@ -91,7 +91,7 @@ class StepAverages:
         return means
 
 
-def parts_of(losses: Mapping[str, float]) -> dict[str, float]:
+def sum_by_part(losses: Mapping[str, float]) -> dict[str, float]:
     """Cross-entropy, mask and dice loss, each summed over all predictions of the model."""
     totals: dict[str, float] = {}
     for part, _, value in by_prediction(losses):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from mask2former.io.files import replacing
-from mask2former.training.callback import headlines, parts_of
+from mask2former.training.callback import headlines, sum_by_part
 
 INK, FAINT, GRID = "#1f2328", "#6e7781", "#eaeef2"
 # Okabe and Ito (2008), which colour-blind readers can tell apart.
@@ -57,7 +57,7 @@ def _draw_loss(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     """
     x = [record["step"] for record in records]
     curves = {"total": [record["loss"] for record in records]}
-    parts = [parts_of(record) for record in records]
+    parts = [sum_by_part(record) for record in records]
     curves |= {name: [values.get(name) for values in parts] for name in parts[-1]}
     for (name, y), colour in zip(curves.items(), (INK, *COLOURS), strict=False):
         y = np.array(y, dtype=float)  # None becomes nan, a gap

@@ -73,7 +73,7 @@ def _precision(recipe: Recipe, device: torch.device) -> str:
 
 
 def _check_unchanged(precision: str) -> None:
-    """Accelerate has one precision per process, that of the first Accelerator."""
+    """Accelerate has one precision per process, the first Accelerator's."""
     from accelerate.state import AcceleratorState, is_initialized
 
     before = AcceleratorState().mixed_precision if is_initialized() else precision

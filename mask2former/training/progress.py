@@ -10,7 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from mask2former.training.callback import Callback, StepAverages, headlines, parts_of
+from mask2former.training.callback import Callback, StepAverages, headlines, sum_by_part
 
 SMOOTHED_STEPS = 20  # steps that the figures are means of
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -29,7 +29,7 @@ class Progress(Callback):
         self.steps, self.every, self.stream = steps, every, stream or sys.stderr
         self.recent: deque[tuple] = deque(maxlen=SMOOTHED_STEPS)
         self.bar: tqdm | None = None
-        self.said: float | None = None  # time of the last line
+        self.last_line: float | None = None  # when it was printed
 
     def on_step(
         self, step: int, losses: Mapping[str, float], lr: float, images: int, seconds: float
@@ -39,8 +39,8 @@ class Progress(Callback):
             self._move_bar(step)
             return
         now = time.monotonic()
-        if self.said is None or step == self.steps or now - self.said >= self.every:
-            self.said = now
+        if self.last_line is None or step == self.steps or now - self.last_line >= self.every:
+            self.last_line = now
             self._say(self._line(step))
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -88,7 +88,7 @@ def say(sentence: str) -> None:
 
 def figures(means: Mapping[str, float]) -> str:
     """The means of some steps, as `StepAverages` gives them, on one line."""
-    parts = ", ".join(f"{part} {value:.3f}" for part, value in parts_of(means).items())
+    parts = ", ".join(f"{part} {value:.3f}" for part, value in sum_by_part(means).items())
     return (
         f"loss {means['loss']:.3f} ({parts}), lr {means['lr']:.3g}, "
         f"{means['images_per_second']:.3g} images/s, {means['memory']:.1f} GiB"

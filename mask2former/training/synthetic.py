@@ -134,7 +134,7 @@ def pretrain(backbone: nn.Module, batches: Iterable[dict], steps: int) -> None:
 
 
 def class_maps(annotations: list[Annotation]) -> Tensor:
-    """The class of every pixel, int64 (N, H, W), from label maps without void."""
+    """The class of every pixel, int64 (N, H, W), from index maps without void."""
     return torch.stack([image.labels[image.masks.long()] for image in annotations])
 
 

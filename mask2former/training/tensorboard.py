@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mask2former.training.callback import Callback, StepAverages, by_prediction, parts_of
+from mask2former.training.callback import Callback, StepAverages, by_prediction, sum_by_part
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -85,7 +85,7 @@ class TensorBoard(Callback):
         means = self.averages.take()
         if means is None:
             return
-        named = {f"loss/{part}": value for part, value in parts_of(means).items()}
+        named = {f"loss/{part}": value for part, value in sum_by_part(means).items()}
         for part, prediction, value in by_prediction(means):
             named[f"{part}/{prediction}"] = value
         named |= {

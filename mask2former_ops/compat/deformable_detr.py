@@ -56,8 +56,8 @@ def ms_deform_attn_forward(
             value,
             _int64(value_spatial_shapes),
             _int64(value_level_start_index),
-            _beside(value, sampling_locations),
-            _beside(value, attention_weights),
+            _in_accepted_dtype(value, sampling_locations),
+            _in_accepted_dtype(value, attention_weights),
         )
 
 
@@ -86,8 +86,8 @@ def ms_deform_attn_backward(
         value,
         _int64(value_spatial_shapes),
         _int64(value_level_start_index),
-        _beside(value, sampling_locations),
-        _beside(value, attention_weights),
+        _in_accepted_dtype(value, sampling_locations),
+        _in_accepted_dtype(value, attention_weights),
         None,
         [True, True, True],
         deterministic=torch.are_deterministic_algorithms_enabled(),
@@ -144,8 +144,8 @@ def _int64(metadata: Tensor) -> Tensor:
     return metadata.long() if metadata.dtype == torch.int32 else metadata
 
 
-def _beside(value: Tensor, other: Tensor) -> Tensor:
-    """Locations or weights in a dtype that the operator takes beside value's."""
+def _in_accepted_dtype(value: Tensor, other: Tensor) -> Tensor:
+    """Locations or weights in a dtype that the operator accepts with value's."""
     if value.dtype in (torch.float16, torch.bfloat16) and other.dtype == torch.float32:
         return other  # half coordinates would be coarse
     return other.to(value.dtype)

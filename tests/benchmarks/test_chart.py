@@ -43,24 +43,24 @@ def test_a_gpu_has_a_panel_for_the_backward_and_its_name_in_the_title(tmp_path):
     ]
 
 
-def test_shapes_have_a_place_each_below_the_heading_of_their_operator():
+def test_each_shape_has_a_position_below_the_heading_of_their_operator():
     rows = [
         measured(),
         measured(direction="forward + backward"),
         measured(shape="another"),
         measured(op="point_sample"),
     ]
-    places, headings = chart.layout(rows)
-    assert list(places) == [
+    positions, headings = chart.layout(rows)
+    assert list(positions) == [
         ("ms_deform_attn", "some encoder"),
         ("ms_deform_attn", "another"),
         ("point_sample", "some encoder"),
     ]
     heights = [
         headings["ms_deform_attn"],
-        *list(places.values())[:2],
+        *list(positions.values())[:2],
         headings["point_sample"],
-        places["point_sample", "some encoder"],
+        positions["point_sample", "some encoder"],
     ]
     assert heights == sorted(set(heights))
 

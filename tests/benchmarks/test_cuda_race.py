@@ -56,9 +56,9 @@ def test_what_cannot_be_captured_is_called_for_every_set():
 
 
 def test_results_are_kept_until_the_last_call():
-    places = []
-    cuda_race.all_of([lambda: places.append(torch.empty(8)) or places[-1:]] * 4)
-    assert len({place.data_ptr() for place in places}) == 4
+    results = []
+    cuda_race.call_all([lambda: results.append(torch.empty(8)) or results[-1:]] * 4)
+    assert len({result.data_ptr() for result in results}) == 4
 
 
 def test_a_copy_reads_and_writes(monkeypatch):

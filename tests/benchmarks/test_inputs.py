@@ -49,7 +49,7 @@ def test_encoder_queries_lie_in_raster_order_around_their_own_pixels():
     locations = arguments(shape, torch.float32)[3]
     assert locations.shape == (1, 240, 8, 2, 64, 2)
     offsets = [
-        (locations[..., level, :, :] - centre_of_queries()) * torch.tensor(size)
+        (locations[..., level, :, :] - query_centres()) * torch.tensor(size)
         for level, size in enumerate(((16, 12), (8, 6)))
     ]
     for pixels in offsets:
@@ -57,7 +57,7 @@ def test_encoder_queries_lie_in_raster_order_around_their_own_pixels():
         assert pixels.mean((0, 2, 3)).abs().max() < 0.5
 
 
-def centre_of_queries() -> torch.Tensor:
+def query_centres() -> torch.Tensor:
     """Pixel centres of a 12x16 and then a 6x8 map, (240, 1, 1, 2) as (x, y)."""
     centres = [
         ((x + 0.5) / width, (y + 0.5) / height)

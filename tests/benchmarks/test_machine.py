@@ -26,7 +26,7 @@ def test_without_kernels_it_says_why(monkeypatch):
 
 
 def test_the_processor_has_a_name():
-    assert machine.processor().strip()
+    assert machine.cpu_name().strip()
 
 
 def test_a_peer_that_is_not_installed_has_no_version():

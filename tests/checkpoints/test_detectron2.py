@@ -188,7 +188,7 @@ def test_every_parameter_arrives_where_the_independent_description_says(model, t
     assert found | {"drop_path_rate": 0} == given | {"drop_path_rate": 0}
 
 
-def test_names_of_every_kind_are_those_of_the_paper_s_code(tmp_path):
+def test_names_of_every_kind_equal_the_papers_code(tmp_path):
     swin, resnet = state_of(tiny_model("swin")), state_of(KINDS["bottleneck"]())
     for name, shape in {
         "backbone.patch_embed.proj.weight": (8, 3, 4, 4),
@@ -235,11 +235,11 @@ def test_attention_of_the_paper_s_code_is_torch_s(tmp_path):
     prefix = PREDICTOR + "transformer_cross_attention_layers.1.multihead_attn."
     theirs.load_state_dict({n: original[prefix + n] for n in theirs.state_dict()})
     generator = torch.Generator().manual_seed(3)
-    x, memory, place = (
+    x, memory, position = (
         torch.rand(2, n, 32, generator=generator, dtype=torch.float64) for n in (6, 20, 20)
     )
-    ours = model.model.transformer_decoder.layers[1].cross_attn(x, memory + place, memory)
-    expected = theirs(x, memory + place, memory, need_weights=False)[0]
+    ours = model.model.transformer_decoder.layers[1].cross_attn(x, memory + position, memory)
+    expected = theirs(x, memory + position, memory, need_weights=False)[0]
     assert relative_error(ours, expected) < 1e-14  # measured: 0
 
 

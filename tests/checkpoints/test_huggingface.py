@@ -248,7 +248,7 @@ def test_the_things_go_with_the_labels_and_the_task_stays(tmp_path):
     assert given.thing_label_ids == [2]
 
 
-def test_another_backbone_replaces_that_of_the_checkpoint(model, tmp_path):
+def test_another_backbone_replaces_the_checkpoints(model, tmp_path):
     """Its weights are not the checkpoint's, and the message names them."""
     model.save_pretrained(tmp_path / "model")
     values = {"model_type": "swin", **SwinConfig(embed_dim=24).to_dict()}

@@ -59,7 +59,7 @@ def test_the_command_says_what_the_model_is_and_what_it_assumed(tmp_path, capsys
     assert "\n  backbone_config.drop_path_rate 0.3\n" in err
 
 
-def test_the_folder_is_that_of_transformers(tmp_path):
+def test_the_folder_equals_transformers(tmp_path):
     source = write_pkl(tmp_path / "a.pkl", state_of(KINDS["bottleneck"]()))
     assert main(["convert", str(source), str(tmp_path / "deep" / "model")]) == 0
     folder = tmp_path / "deep" / "model"

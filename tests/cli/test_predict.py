@@ -73,7 +73,7 @@ def test_overlay_id_map_and_json_describe_the_same_segments(
     assert capsys.readouterr().out == f"1 image segmented, 0 failed; the results are in {out}\n"
 
 
-def test_class_logits_equal_those_of_transformers_on_the_same_pixels(tmp_path, monkeypatch):
+def test_class_logits_equal_transformers_on_the_same_pixels(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     data = pytest.importorskip("skimage.data")
     backbone = transformers.SwinConfig(

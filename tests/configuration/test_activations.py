@@ -6,7 +6,7 @@ from tests.reference import relative_error
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
-def test_every_activation_is_that_of_transformers(name):
+def test_every_activation_equals_transformers(name):
     theirs = pytest.importorskip("transformers").activations.ACT2FN[name]
     x = torch.linspace(-8, 8, 1001, dtype=torch.float64)
     # gelu_fast has its constants written out to eight digits there.

@@ -59,7 +59,7 @@ def test_a_dict_ours_and_theirs_make_the_same_backbone(transformers):
     ],
 )
 @pytest.mark.parametrize("model_type", ["swin", "resnet"])
-def test_stages_are_those_of_transformers(model_type, given, stages):
+def test_stages_equal_transformers(model_type, given, stages):
     config = Mask2FormerConfig(backbone_config={"model_type": model_type, **given}).backbone_config
     assert config.out_features == stages
     assert not {"out_indices", "stage_names"} & set(config.to_dict())
@@ -152,7 +152,7 @@ def test_the_name_of_a_folder_is_read_at_once_and_all_of_it_is_saved(tmp_path):
     assert Mask2FormerConfig.from_pretrained(tmp_path) == config
 
 
-def test_a_name_that_leads_nowhere_is_one_sentence():
+def test_an_unknown_name_gets_one_sentence():
     with pytest.raises(DataError, match=r"no backbone 'resnet50' .* use_timm_backbone=True"):
         Mask2FormerConfig(backbone="resnet50")
 

@@ -16,7 +16,7 @@ class MemoryDataset(SegmentationDataset):
         samples: of the data set.
         task: of the data set.
         classes: names by the number that a class has in the annotation files.
-        things: those of the names that are things.
+        things: the names of the things.
     """
 
     def __init__(self, samples, task="panoptic", classes=None, things=(), skipped=()):

@@ -50,12 +50,12 @@ def make_sample(masks, labels=None, crowd=None, image=None):
 def primary_colours(seed, size):
     """Three segments in pure red, green and blue, which may hide each other, on black void."""
     generator = rng(seed)
-    label_map = torch.full(size, VOID, dtype=torch.int32)
+    index_map = torch.full(size, VOID, dtype=torch.int32)
     for segment in range(3):
         top, left = (int(generator.integers(n)) for n in size)
-        label_map[top : top + size[0] // 2 + 1, left : left + size[1] // 2 + 1] = segment
-    image = torch.stack([(label_map == segment).to(torch.uint8) * 255 for segment in range(3)])
-    return make_sample(label_map, range(3), image=image)
+        index_map[top : top + size[0] // 2 + 1, left : left + size[1] // 2 + 1] = segment
+    image = torch.stack([(index_map == segment).to(torch.uint8) * 255 for segment in range(3)])
+    return make_sample(index_map, range(3), image=image)
 
 
 def with_bool_masks(sample):
@@ -75,7 +75,7 @@ AUGMENTATIONS = {
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-@pytest.mark.parametrize("kind", ["label map", "masks"])
+@pytest.mark.parametrize("kind", ["index map", "masks"])
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(seed=st.integers(0, 2**32), height=st.integers(1, 90), width=st.integers(1, 90))
 def test_masks_stay_where_the_image_shows_them(name, kind, seed, height, width):
@@ -91,13 +91,13 @@ def test_masks_stay_where_the_image_shows_them(name, kind, seed, height, width):
     for segment in range(3):
         # Where segments meet, colours mix; a pure colour is all from one segment.
         pure = (result.image[segment] == 255) & (result.image.sum(0) == 255)
-        place = (result.labels == segment).nonzero()
-        mask = masks[place[0, 0]] if len(place) else torch.zeros_like(pure)
+        index = (result.labels == segment).nonzero()
+        mask = masks[index[0, 0]] if len(index) else torch.zeros_like(pure)
         assert not (pure & ~mask).any()
         assert not (mask & (result.image[segment] == 0)).any()
 
 
-@pytest.mark.parametrize("kind", ["label map", "masks"])
+@pytest.mark.parametrize("kind", ["index map", "masks"])
 @settings(deadline=None, max_examples=50, derandomize=True)
 @given(data=st.data())
 def test_a_part_of_a_resized_sample_is_cut_out_of_the_whole(kind, data):
@@ -115,7 +115,7 @@ def test_a_part_of_a_resized_sample_is_cut_out_of_the_whole(kind, data):
     # torch's kernels for the two memory layouts round a few values differently
     assert (result.image.int() - image.int()).abs().max() <= 1
     masks = resized_nearest(sample.masks, size)[window]
-    if kind == "label map":
+    if kind == "index map":
         assert torch.equal(result.masks, masks)
         assert torch.equal(result.labels, sample.labels)
     else:
@@ -139,7 +139,7 @@ def test_jitter_resizes_to_fit_the_scaled_square_and_cuts_a_part_of_that():
     assert LargeScaleJitter((80, 80), (0.1, 0.1))(pixel_numbers(40, 60), rng()).size == (5, 8)
 
 
-def test_jitter_draws_scales_evenly_and_offsets_of_the_two_axes_apart():
+def test_jitter_draws_scales_evenly_and_the_offsets_of_both_axes_independently():
     sample = pixel_numbers(30, 30)
     jitter = LargeScaleJitter((30, 30))
     generator = rng()
@@ -169,8 +169,8 @@ def test_crop_resizes_the_shortest_edge_to_the_lengths_listed():
 
 def test_a_crop_can_lie_anywhere_in_the_image():
     step = ResizedCrop((2, 2), (3,), 4, max_ratio=1.0)
-    places = {int(step(pixel_numbers(3, 4), rng(seed)).masks[0, 0]) for seed in range(60)}
-    assert places == {0, 1, 2, 4, 5, 6}
+    corners = {int(step(pixel_numbers(3, 4), rng(seed)).masks[0, 0]) for seed in range(60)}
+    assert corners == {0, 1, 2, 4, 5, 6}
 
 
 def test_paper_lengths_of_the_shortest_edge():
@@ -181,16 +181,16 @@ def test_paper_lengths_of_the_shortest_edge():
     assert (cityscapes.short_sides[0], cityscapes.short_sides[-1]) == (512, 2048)
 
 
-def largest_share(label_map, classes):
-    areas = np.bincount(classes[label_map[label_map >= 0]].ravel())
+def largest_share(index_map, classes):
+    areas = np.bincount(classes[index_map[index_map >= 0]].ravel())
     return areas.max() / areas.sum()
 
 
 def test_category_ratio_holds_where_a_crop_can_meet_it():
     # Class 0 on the left in two segments, class 1 on the right, void in the corner.
-    label_map = torch.zeros(64, 64, dtype=torch.int32)
-    label_map[32:, :32], label_map[:, 32:], label_map[:8, :] = 1, 2, VOID
-    sample = make_sample(label_map, [0, 0, 1])
+    index_map = torch.zeros(64, 64, dtype=torch.int32)
+    index_map[32:, :32], index_map[:, 32:], index_map[:8, :] = 1, 2, VOID
+    sample = make_sample(index_map, [0, 0, 1])
     classes = np.array([0, 0, 1])
     step = ResizedCrop((24, 24), (64,), 64)
     shares = [largest_share(step(sample, rng(s)).masks.numpy(), classes) for s in range(60)]
@@ -304,7 +304,7 @@ def test_processor_resize_gives_what_the_processor_gives():
 CROWDED_MAP = torch.tensor([[VOID, 0, 0, 1], [3, 3, 1, VOID]], dtype=torch.int32)
 
 
-def test_empty_and_crowd_segments_leave_a_label_map():
+def test_empty_and_crowd_segments_leave_an_index_map():
     sample = make_sample(CROWDED_MAP, [5, 6, 7, 8], [False, True, False, False])
     result = training_targets(sample)
     assert result.masks.tolist() == [[VOID, 0, 0, VOID], [1, 1, VOID, VOID]]
@@ -314,7 +314,7 @@ def test_empty_and_crowd_segments_leave_a_label_map():
     assert training_targets(result).masks.equal(result.masks)
 
 
-def test_void_and_crowds_of_a_label_map_can_be_ignored():
+def test_void_and_crowds_of_an_index_map_can_be_ignored():
     sample = make_sample(CROWDED_MAP, [5, 6, 7, 8], [False, True, False, False])
     result = training_targets(sample, "ignore")
     x = IGNORED

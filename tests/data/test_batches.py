@@ -240,13 +240,13 @@ def test_bad_images_are_skipped_for_the_next_of_the_epoch(files):
     options = {"batch_size": 7, "augment": few_images(PROCESSOR), "skip_bad": True}
     after = list(loader(files, steps=2, **options))
     for batch, other in zip(before, after, strict=True):
-        place = batch["names"].index("2.png")
-        follower = batch["names"][(place + 1) % 7]
+        index = batch["names"].index("2.png")
+        follower = batch["names"][(index + 1) % 7]
         expected = [follower if name == "2.png" else name for name in batch["names"]]
         assert other["names"] == expected
         (reason,) = other["skipped"]
         assert reason.startswith(f"{files.paths[2]} is not an image")
-        kept = [i for i in range(7) if i != place]
+        kept = [i for i in range(7) if i != index]
         assert torch.equal(batch["pixel_values"][kept], other["pixel_values"][kept])
     (resumed,) = loader(files, steps=2, first_step=1, **options)
     assert resumed.pop("skipped") == after[1].pop("skipped")
@@ -291,7 +291,7 @@ def test_samples_that_do_not_fit_their_classes_are_refused_in_the_loader():
     sample = SCENES[0]
     with pytest.raises(ValueError, match=r"class_labels\[0\] has labels from"):
         collated([sample], PROCESSOR, int(sample.labels.max()))
-    with pytest.raises(ValueError, match=r"mask_labels\[0\] is a label map with values from"):
+    with pytest.raises(ValueError, match=r"mask_labels\[0\] is an index map with values from"):
         collated([replace(sample, labels=sample.labels[:1])], PROCESSOR, CLASSES)
 
 

@@ -6,11 +6,11 @@ from mask2former.data.sample_picture import named, panoptic_map, shrunk
 from mask2former.losses.annotations import IGNORED
 from tests.data.memory import sample
 
-LABEL_MAP = [[0, 0, VOID, 2], [0, 3, IGNORED, 2]]  # segment 1 has no pixel
+INDEX_MAP = [[0, 0, VOID, 2], [0, 3, IGNORED, 2]]  # segment 1 has no pixel
 
 
 def test_segments_are_numbered_from_one_and_void_is_zero():
-    ids, segments = panoptic_map(sample(LABEL_MAP, [5, 4, 5, 1], crowd=[False, False, True, False]))
+    ids, segments = panoptic_map(sample(INDEX_MAP, [5, 4, 5, 1], crowd=[False, False, True, False]))
     assert ids.tolist() == [[1, 1, 0, 3], [1, 4, 0, 3]]
     assert segments == [
         {"id": 1, "label_id": 5, "iscrowd": 0},

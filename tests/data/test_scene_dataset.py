@@ -9,7 +9,7 @@ SEEDS = [3, 5, 11]
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_segments_are_those_of_the_scene(task):
+def test_segments_come_from_the_scene(task):
     dataset = SceneDataset(SEEDS, 64, task)
     assert len(dataset) == 3
     for index, seed in enumerate(SEEDS):

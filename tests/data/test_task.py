@@ -60,9 +60,9 @@ def test_panoptic_as_instance_drops_stuff_and_renumbers(panoptic):
     assert sample.labels.tolist() == [1, 1, 0, 1]
     assert sample.crowd.tolist() == [False, False, False, True]
     assert sample.areas.tolist() == [1, 3, 4, 5]
-    places = [(0, 0), (1, 0), (1, 1), (1, 2)]
+    pixels = [(0, 0), (1, 0), (1, 1), (1, 2)]
     assert sample.masks.dtype == torch.bool
-    assert sample.masks.nonzero().tolist() == [[i, *place] for i, place in enumerate(places)]
+    assert sample.masks.nonzero().tolist() == [[i, *pixel] for i, pixel in enumerate(pixels)]
 
 
 def test_an_image_without_things_has_no_instances():
@@ -115,7 +115,7 @@ def test_the_same_task_is_the_same_data_set(panoptic):
 )
 def test_what_annotations_do_not_tell_is_refused(task, wanted, reason):
     dataset = Given(task, torch.zeros(1, 2, 3, dtype=torch.bool), [0], [0])
-    with pytest.raises(ValueError, match=f"{task} annotations is none for {wanted}: {reason}"):
+    with pytest.raises(ValueError, match=f"{task} annotations does not suit {wanted}: {reason}"):
         as_task(dataset, wanted)
 
 

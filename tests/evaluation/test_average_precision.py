@@ -51,7 +51,7 @@ def ellipse(rng, size):
 
 
 def shifted(rng, mask):
-    """The mask a little aside, with some rows lost."""
+    """The mask shifted a little, with some rows lost."""
     moved = np.roll(mask, rng.integers(-4, 5, 2), axis=(0, 1))
     moved[: rng.integers(0, 6)] = False
     return moved
@@ -121,7 +121,7 @@ def pycocotools_figures(images, num_labels):
 @pytest.mark.parametrize(
     ("seed", "images", "objects", "extras"), [(0, 8, 6, 4), (1, 8, 3, 0), (2, 2, 9, 250)]
 )
-def test_figures_equal_those_of_pycocotools(seed, images, objects, extras):
+def test_figures_equal_pycocotools(seed, images, objects, extras):
     rng = np.random.default_rng(seed)
     num_labels = 3
     cases = [random_image(rng, num_labels - 1, objects, extras) for _ in range(images)]

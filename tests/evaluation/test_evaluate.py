@@ -87,7 +87,7 @@ def test_hand_computed_figures_with_void_crowd_and_an_empty_class():
     assert results.figures["pixel_accuracy"] == pytest.approx(34 / 36)
 
 
-def test_panoptic_quality_with_voids_and_crowds_is_that_of_the_definition():
+def test_panoptic_quality_with_voids_and_crowds_equals_the_definition():
     rng = np.random.default_rng(11)
     samples, answers, totals = [], [], np.zeros((4, 3))
     for number in range(30):

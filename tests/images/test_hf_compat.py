@@ -117,7 +117,7 @@ def test_nothing_found(ours, theirs):
 
 
 def both(task, outputs, **arguments):
-    """The first image's result; all are those of transformers."""
+    """The first image's result, after a check that all equal transformers'."""
     name = f"post_process_{task}_segmentation"
     processor = Mask2FormerImageProcessor(hf_compat=True)
     results = getattr(processor, name)(outputs, **arguments)
@@ -249,7 +249,7 @@ def test_stuff_is_an_instance_and_nothing_is_fused():
 # ---- images -------------------------------------------------------------------------------------
 
 
-def test_sizes_are_those_of_transformers():
+def test_sizes_equal_transformers():
     transforms = pytest.importorskip("transformers.image_transforms")
     generator = np.random.default_rng(3)
     for _ in range(500):
@@ -332,7 +332,7 @@ def test_the_instance_whose_reduced_id_is_the_ignore_index_is_lost():
     assert masks.tolist() == [[[1.0, 0.0]]]
 
 
-def test_instance_mappings_are_those_of_transformers():
+def test_instance_mappings_equal_transformers():
     pytest.importorskip("torchvision")  # what transformers calls its reference needs it
     ids = np.random.default_rng(0).integers(0, 5, (40, 40))
     mapping = {0: 0, 1: 4, 2: 1, 3: 4, 4: 2}
@@ -353,7 +353,7 @@ def test_reducing_without_an_ignore_index_is_refused():
 
 @pytest.mark.parametrize("resample", list(hf_compat.RESIZE_MODES))
 @pytest.mark.parametrize("shape", [(50, 70), (200, 61)])
-def test_every_filter_is_that_of_torchvision(resample, shape):
+def test_every_filter_equals_torchvision(resample, shape):
     pytest.importorskip("torchvision")  # what transformers calls its reference needs it
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     settings = {"size": {"height": 70, "width": 90}, "resample": resample}

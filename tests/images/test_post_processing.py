@@ -441,7 +441,7 @@ def test_for_run_lengths_every_mask_is_resized_once(monkeypatch):
     assert sizes == [1] * 20 * len(result)
 
 
-def test_instances_at_384_are_those_of_transformers():
+def test_instances_at_384_equal_transformers():
     transformers = pytest.importorskip("transformers")
     outputs = random_outputs(4, batch=2, logits_size=(384, 384))
     arguments = {"threshold": 0.3, "return_binary_maps": True}

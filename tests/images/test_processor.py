@@ -353,7 +353,7 @@ def test_encode_inputs_pads_and_makes_masks_but_leaves_pixels_alone():
     assert reduced.pixel_values[0].shape == (3, 40, 40)
 
 
-def test_pixels_are_those_of_transformers_where_nothing_is_padded():
+def test_pixels_equal_transformers_where_nothing_is_padded():
     pytest.importorskip("torchvision")  # what transformers calls its reference needs it
     transformers = pytest.importorskip("transformers")
     settings = {"size": {"height": 64, "width": 96}}
@@ -408,7 +408,7 @@ def test_thresholds_have_the_documented_defaults(task):
 
 @pytest.mark.parametrize("resample", list(Image.Resampling))
 @pytest.mark.parametrize("ours", [Mask2FormerImageProcessor, Mask2FormerImageProcessorPil])
-def test_pixels_are_those_of_the_reference_in_pillow(ours, resample):
+def test_pixels_equal_the_reference_in_pillow(ours, resample):
     transformers = pytest.importorskip("transformers")
     settings = {"size": {"height": 57, "width": 90}, "resample": resample}
     settings |= {"size_divisor": 0, "do_normalize": False}  # or the reference would stretch

@@ -15,7 +15,7 @@ def test_both_sides_have_the_same_methods():
     assert named(TransformersRules) == named(Rules)
 
 
-def test_without_hf_compat_sizes_are_those_of_the_papers_code():
+def test_without_hf_compat_sizes_follow_the_papers_code():
     rules = Rules()
     assert rules.shortest_edge_size((480, 640), 800, 1333) == (800, 1067)
     assert rules.stretched_size((45, 61), 32) == (45, 61)

@@ -35,7 +35,7 @@ def test_an_int_is_a_square_if_asked():
     assert resize_target({"shortest_edge": 9}, True, ("width", "height")) == {"shortest_edge": 9}
 
 
-def test_a_pair_of_lengths_has_the_order_that_is_asked_for():
+def test_a_pair_has_the_order_that_is_asked_for():
     pair = resize_target((640, 480), False, ("height", "width"))
     assert pair == {"height": 640, "width": 480}
 

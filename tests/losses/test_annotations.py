@@ -118,33 +118,33 @@ def test_masks_are_sampled_in_the_dtype_of_the_points(dtype):
     assert Annotation(ONE[0].int(), labels, ids=labels).sample(points).dtype == dtype
 
 
-# ---- label maps ----------------------------------------------------------------------------------
+# ---- index maps ----------------------------------------------------------------------------------
 
 
-def label_map_and_masks():
+def index_map_and_masks():
     """Four annotations, of which the third has no pixel, void and ignored pixels."""
-    label_map = torch.full(SIZE, VOID, dtype=torch.int32)
-    label_map[:3], label_map[5:, 2:7], label_map[3:6, 9:] = 0, 3, 1
-    label_map[4] = IGNORED
-    masks = (label_map == torch.arange(4)[:, None, None]).to(torch.uint8)
+    index_map = torch.full(SIZE, VOID, dtype=torch.int32)
+    index_map[:3], index_map[5:, 2:7], index_map[3:6, 9:] = 0, 3, 1
+    index_map[4] = IGNORED
+    masks = (index_map == torch.arange(4)[:, None, None]).to(torch.uint8)
     masks[:, 4] = 255
-    return label_map, masks
+    return index_map, masks
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_label_map_is_sampled_like_its_masks(padded):
+def test_an_index_map_is_sampled_like_its_masks(padded):
     pixel_mask = torch.ones(1, *SIZE, dtype=torch.bool)
     if padded:
         pixel_mask[..., 8:] = False
     classes = [torch.tensor([0, 255, 2, 1])]
-    of_map, of_masks = (
-        annotations([x], classes, pixel_mask if padded else None)[0] for x in label_map_and_masks()
+    from_map, from_masks = (
+        annotations([x], classes, pixel_mask if padded else None)[0] for x in index_map_and_masks()
     )
-    assert of_map.labels.tolist() == of_masks.labels.tolist() == [0, 2, 1]
+    assert from_map.labels.tolist() == from_masks.labels.tolist() == [0, 2, 1]
     which = torch.tensor([2, 0])
     for map_, masks, count in (
-        (of_map, of_masks, 3),
-        (of_map.chosen(which), of_masks.chosen(which), 2),
+        (from_map, from_masks, 3),
+        (from_map.chosen(which), from_masks.chosen(which), 2),
     ):
         for size in (1, count):
             points = torch.rand(size, 500, 2, generator=torch.Generator().manual_seed(0)).double()
@@ -152,55 +152,55 @@ def test_a_label_map_is_sampled_like_its_masks(padded):
             assert torch.equal(map_.weights(points).expand(count, -1), expected)
             assert 0 < expected.mean() < 1
             assert torch.allclose(map_.sample(points), masks.sample(points), atol=1e-12)
-    assert of_map.chosen(which).labels.tolist() == [1, 0]
+    assert from_map.chosen(which).labels.tolist() == [1, 0]
 
 
-def test_a_label_map_in_which_every_pixel_counts_ignores_nothing():
-    label_map, _ = label_map_and_masks()
-    (annotation,) = annotations([label_map.clamp(min=VOID)], [torch.tensor([0, 1, 2, 0])])
+def test_an_index_map_in_which_every_pixel_counts_ignores_nothing():
+    index_map, _ = index_map_and_masks()
+    (annotation,) = annotations([index_map.clamp(min=VOID)], [torch.tensor([0, 1, 2, 0])])
     assert annotation.ignored is None
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.int8, torch.uint16])
-def test_a_label_map_is_never_widened_to_masks(dtype):
-    label_map, _ = label_map_and_masks()
+def test_an_index_map_is_never_widened_to_masks(dtype):
+    index_map, _ = index_map_and_masks()
     if dtype == torch.uint16:
-        label_map = label_map.clamp(min=0)
-    (annotation,) = annotations([label_map.to(dtype)], [torch.tensor([0, 1, 2, 0])])
-    assert torch.equal(annotation.masks, label_map)
+        index_map = index_map.clamp(min=0)
+    (annotation,) = annotations([index_map.to(dtype)], [torch.tensor([0, 1, 2, 0])])
+    assert torch.equal(annotation.masks, index_map)
     assert annotation.masks.dtype == torch.int32
     assert annotation.ignored is None or annotation.ignored.shape == (1, *SIZE)
 
 
-def test_a_small_unsigned_label_map_may_have_more_annotations_than_it_can_name():
-    label_map = torch.zeros(SIZE, dtype=torch.uint8)
-    (annotation,) = annotations([label_map], [torch.zeros(300, dtype=torch.int64)])
+def test_a_small_unsigned_index_map_may_have_more_annotations_than_it_can_name():
+    index_map = torch.zeros(SIZE, dtype=torch.uint8)
+    (annotation,) = annotations([index_map], [torch.zeros(300, dtype=torch.int64)])
     centre = torch.full((1, 1, 2), 0.5)
     assert annotation.sample(centre).flatten().tolist() == [1] + [0] * 299
 
 
-def test_without_annotations_a_label_map_is_void():
-    label_map = torch.full(SIZE, VOID)
-    (annotation,) = annotations([label_map], [torch.zeros(0).long()])
+def test_without_annotations_an_index_map_is_void():
+    index_map = torch.full(SIZE, VOID)
+    (annotation,) = annotations([index_map], [torch.zeros(0).long()])
     assert annotation.sample(torch.rand(1, 5, 2)).shape == (0, 5)
     assert annotation.chosen(torch.zeros(0).long()).sample(torch.rand(0, 5, 2)).shape == (0, 5)
 
 
 @pytest.mark.parametrize(
-    ("label_map", "count", "message"),
+    ("index_map", "count", "message"),
     [
-        (torch.full(SIZE, 2), 2, "is a label map with values from 2 to 2, but class_labels.* 2 en"),
+        (torch.full(SIZE, 2), 2, "is an index map with values from 2 to 2, but .* 2 entries"),
         (torch.full(SIZE, -3), 2, "values from -3 to -3.*, -1 where there is none, and -2 in pix"),
         (torch.zeros(SIZE).long(), 0, "values from 0 to 0, but class_labels.* has 0 entries"),
         (torch.full(SIZE, 255).byte(), 2, "values from 255 to 255"),
-        (torch.zeros(SIZE), 2, "as a label map, but is torch.float32; give integers, or masks"),
-        (torch.zeros(SIZE).bool(), 2, "as a label map, but is torch.bool"),
-        (torch.zeros(9, 12).int(), 2, r"shape \(9, 12\).* or \(8, 12\) for a label map"),
+        (torch.zeros(SIZE), 2, "as an index map, but is torch.float32; give integers, or masks"),
+        (torch.zeros(SIZE).bool(), 2, "as an index map, but is torch.bool"),
+        (torch.zeros(9, 12).int(), 2, r"shape \(9, 12\).* or \(8, 12\) for an index map"),
     ],
 )
-def test_label_maps_that_do_not_fit_are_named(label_map, count, message):
+def test_index_maps_that_do_not_fit_are_named(index_map, count, message):
     with pytest.raises(ValueError, match=r"mask_labels\[0\].*" + message):
-        make_annotations([label_map], [torch.zeros(count).long()], 1, SIZE, 3, 255)
+        make_annotations([index_map], [torch.zeros(count).long()], 1, SIZE, 3, 255)
 
 
 # ---- labels that do not fit ----------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_annotations_of_other_images_or_classes_are_refused():
 
 
 def test_an_annotation_moves_to_a_device_as_a_whole():
-    for masks in label_map_and_masks():
+    for masks in index_map_and_masks():
         (made,) = annotations([masks], [torch.tensor([0, 1, 2, 0])])
         before, after = vars(made), vars(made.to("meta", non_blocking=True))
         for name in ("masks", "labels", "ignored", "ids"):

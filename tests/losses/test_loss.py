@@ -125,10 +125,10 @@ def test_each_weight_of_the_configuration_scales_its_loss_alone():
 
 def test_points_are_drawn_as_the_configuration_says(monkeypatch):
     drawn, asked = [], []
-    of_matching, of_loss = torch.rand, loss.uncertain_points
-    monkeypatch.setattr(torch, "rand", lambda *s, **k: drawn.append(s[1]) or of_matching(*s, **k))
+    rand, select_points = torch.rand, loss.uncertain_points
+    monkeypatch.setattr(torch, "rand", lambda *s, **k: drawn.append(s[1]) or rand(*s, **k))
     monkeypatch.setattr(
-        loss, "uncertain_points", lambda x, *a: asked.append((len(x), *a)) or of_loss(x, *a)
+        loss, "uncertain_points", lambda x, *a: asked.append((len(x), *a)) or select_points(x, *a)
     )
     model = tiny_model(
         train_num_points=40,
@@ -217,8 +217,8 @@ def plain_losses(class_logits, embeddings, features, masks, classes, config):
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (0, 1), (0, 0), (8, 3), (6, 6)])
-@pytest.mark.parametrize("kind", ["bool", "label map"])
-def test_loss_and_gradients_are_those_of_the_plain_formulation(counts, kind):
+@pytest.mark.parametrize("kind", ["bool", "index map"])
+def test_loss_and_gradients_equal_the_plain_formulation(counts, kind):
     config = tiny_model().config
     generator = torch.Generator().manual_seed(0)
     predictions = [
@@ -230,7 +230,7 @@ def test_loss_and_gradients_are_those_of_the_plain_formulation(counts, kind):
     ids = [torch.arange(count)[:, None, None] for count in counts]
     masks = [m == own for m, own in zip(maps, ids, strict=True)]
     classes = [torch.randint(3, (count,), generator=generator) for count in counts]
-    given = {"bool": masks, "label map": maps}[kind]
+    given = {"bool": masks, "index map": maps}[kind]
     annotations = make_annotations(given, classes, 2, (40, 48), 3, 255)
     with same_points():
         ours = sum(segmentation_losses(*predictions, annotations, config).values())
@@ -284,25 +284,25 @@ def test_images_of_ignored_pixels_only_have_a_class_loss_and_gradients():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-# ---- label maps ----------------------------------------------------------------------------------
+# ---- index maps ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_label_map_and_its_masks_give_the_same_loss_and_gradients(padded):
+def test_an_index_map_and_its_masks_give_the_same_loss_and_gradients(padded):
     model = randomise(tiny_model("swin"), seed=3).double()
     size = (70, 90)
-    label_map = torch.randint(-2, 3, (7, 9), generator=torch.Generator().manual_seed(1))
-    label_map = label_map.repeat_interleave(10, 0).repeat_interleave(10, 1).int()
+    index_map = torch.randint(-2, 3, (7, 9), generator=torch.Generator().manual_seed(1))
+    index_map = index_map.repeat_interleave(10, 0).repeat_interleave(10, 1).int()
     void = torch.full(size, VOID)
-    masks = (label_map == torch.arange(3)[:, None, None]).to(torch.uint8)
-    masks[:, label_map == IGNORED] = 255
+    masks = (index_map == torch.arange(3)[:, None, None]).to(torch.uint8)
+    masks[:, index_map == IGNORED] = 255
     classes = [torch.tensor([0, 2, 0]), torch.zeros(0).long()]
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).double()
     pixel_mask = torch.ones(2, *size)
     if padded:
         pixel_mask[0, 41:] = pixel_mask[0, :, 53:] = 0
     results = []
-    for labels in ([label_map, void], [masks, torch.zeros(0, *size)]):
+    for labels in ([index_map, void], [masks, torch.zeros(0, *size)]):
         model.zero_grad()
         torch.manual_seed(0)
         loss = model(x, mask_labels=labels, class_labels=classes, pixel_mask=pixel_mask).loss
@@ -332,7 +332,7 @@ def losses_of(features, annotation, config):
 
 
 def test_mask_losses_are_means_over_the_points_that_count():
-    """The same points, with the loss of those that touch no ignored pixel written out."""
+    """The loss at the same points, written out for points that touch no ignored pixel."""
     config = tiny_model(importance_sample_ratio=0.0).config
     (embeddings, features), (masks, classes) = random_prediction(), make_labels(0, [2], (16, 16), 3)
     ignored = torch.zeros(2, 16, 16, dtype=torch.bool)

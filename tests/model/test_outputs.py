@@ -6,7 +6,7 @@ from mask2former import Mask2FormerForUniversalSegmentationOutput, Mask2FormerMo
 from tests.reference import make_labels, tiny_model
 
 
-def output_of_training() -> Mask2FormerForUniversalSegmentationOutput:
+def training_output() -> Mask2FormerForUniversalSegmentationOutput:
     masks, classes = make_labels(0, [1, 2], (64, 64), 3)
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     return tiny_model()(
@@ -34,7 +34,7 @@ def test_image_sizes_have_a_name_but_no_position():
 
 
 def test_an_output_is_made_of_a_mapping():
-    output = output_of_training()
+    output = training_output()
     copy = type(output)(dict(output))
     assert type(copy) is type(output)
     assert list(copy) == list(output)
@@ -47,7 +47,7 @@ def test_an_output_is_made_of_a_mapping():
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_torch_finds_the_tensors_in_an_output(bare):
-    output = output_of_training()
+    output = training_output()
     if bare:
         output = Mask2FormerModelOutput(output.loss, masks_queries_logits=(output.loss,))
     doubled = _pytree.tree_map_only(torch.Tensor, lambda tensor: 2 * tensor, output)

@@ -81,7 +81,7 @@ def test_edges_are_repeated_into_the_padding_of_each_image():
     assert second.tolist() == [[12] * 4, [16] * 4, [20] * 4]
 
 
-def test_group_norm_is_that_of_the_image_alone():
+def test_group_norm_sees_the_image_alone():
     norm = nn.GroupNorm(2, 6).double()
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)

@@ -64,7 +64,7 @@ def test_feature_size_must_fit_the_group_norm():
 @pytest.mark.parametrize(
     "strides", [{"common_stride": 16}, {"feature_strides": [8, 16]}, {"feature_strides": [2] * 4}]
 )
-def test_strides_that_lead_nowhere_are_named(strides):
+def test_strides_that_do_not_fit_are_named(strides):
     with pytest.raises(ValueError, match="at least 3 entries.*no smaller than common_stride"):
         tiny_model(**strides)
 

@@ -117,7 +117,7 @@ def test_enforce_input_projection_adds_convolutions_where_widths_are_equal():
     assert kinds == [{torch.nn.Identity}, {torch.nn.Conv2d}, {torch.nn.Conv2d}]
 
 
-def test_activation_function_is_that_of_the_decoder_layers():
+def test_activation_function_applies_to_the_decoder_layers():
     models = [tiny_model(activation_function=name) for name in ("relu", "tanh")]
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     a, b = (model(x, output_auxiliary_logits=True) for model in models)

@@ -54,7 +54,7 @@ def check_vmap(
 ) -> None:
     """Asserts that torch.vmap over the samples, stacked at `in_dims`, does what a loop does.
 
-    An argument whose in_dims is None is that of the first sample for all.
+    An argument whose in_dims is None is the first sample's, for all.
     """
     leaves = [
         (mapped[0] if dim is None else torch.stack(mapped, dim)).requires_grad_()

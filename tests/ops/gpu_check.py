@@ -1,7 +1,7 @@
 """Builds the CUDA kernels, tests and times them on this machine's GPU: `make gpu-check`.
 
 Needs a torch with CUDA, nvcc and a C++ compiler; what else the tests need is installed into
-build/gpu-check if it is not there. compute-sanitizer watches a small case where it is installed.
+build/gpu-check if it is not there. compute-sanitizer checks a small case where it is installed.
 Results of the benchmark, of the rows that have a target, go to benchmarks/results.
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def find_gpu() -> str:
-    """The GPU's compute capability, such as "9.0"; exits with one sentence if anything is amiss."""
+    """The GPU's compute capability, such as "9.0"; exits with one sentence if there is none."""
     try:
         import torch
     except ImportError as error:
@@ -108,8 +108,8 @@ def steps() -> list[Step]:
         print("compute-sanitizer was not found: memcheck and racecheck are left out")
     # Calls that torch makes and that fail by design are no errors of ours.
     for tool in [["memcheck", "--report-api-errors", "no"], ["racecheck"]] if sanitizer else []:
-        watched = [sanitizer, "--tool", *tool, "--error-exitcode", "9"]
-        small_case = [*watched, python, "-m", "tests.ops.gpu_check", "small case"]
+        checked = [sanitizer, "--tool", *tool, "--error-exitcode", "9"]
+        small_case = [*checked, python, "-m", "tests.ops.gpu_check", "small case"]
         # Memory that torch keeps for itself would hide accesses beyond the end.
         found.append(Step(tool[0], small_case, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
     benchmark = [python, "-m", "benchmarks", "ops", "--device", "cuda", "--quick"]

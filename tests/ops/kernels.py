@@ -78,7 +78,7 @@ def run_emulated(op: str, *arguments, **options):
 
 
 def run_on_cuda(op: str, *arguments, **options):
-    """Runs an operator on the GPU, on tensors that lie there as they lie in memory here."""
+    """Runs an operator on the GPU, on tensors of the same memory layout there."""
     arguments = [on_gpu(x) if isinstance(x, Tensor) else x for x in arguments]
     return _on_host(getattr(torch.ops.mask2former_ops, op)(*arguments, **options))
 

@@ -1,4 +1,4 @@
-"""Proves that the sanitizers watch the library; `make test-sanitize` runs this before the tests.
+"""Proves that the sanitizers check the library; `make test-sanitize` runs this before the tests.
 
 Each operator is given a tensor that breaks what torch promises, in a process of its own, which the
 sanitizer must end. In an ordinary build nothing would be noticed, and these tests would fail.
@@ -41,7 +41,7 @@ mask2former_ops.ms_deform_attn(torch.ones(1, 4, 1, 8), shapes, starts, locations
 """
 
 
-def words_of_the_sanitizer(program: str) -> str:
+def sanitizer_message(program: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode != 0, "the program ran to its end"
     return done.stderr
@@ -49,18 +49,18 @@ def words_of_the_sanitizer(program: str) -> str:
 
 @pytest.mark.parametrize("op", [POINT_SAMPLE, MS_DEFORM_ATTN], ids=["point_sample", "attention"])
 def test_the_address_sanitizer_stops_an_operator_that_reads_past_the_end(op):
-    words = words_of_the_sanitizer(SHRUNK + op)
-    assert "ERROR: AddressSanitizer: heap-buffer-overflow" in words
-    assert "csrc/cpu/" in words  # where it happened
+    message = sanitizer_message(SHRUNK + op)
+    assert "ERROR: AddressSanitizer: heap-buffer-overflow" in message
+    assert "csrc/cpu/" in message  # where it happened
 
 
 def test_the_undefined_behaviour_sanitizer_stops_an_operator():
-    words = words_of_the_sanitizer(MISALIGNED)
-    assert "runtime error: load of misaligned address" in words
-    assert "csrc/cpu/" in words
+    message = sanitizer_message(MISALIGNED)
+    assert "runtime error: load of misaligned address" in message
+    assert "csrc/cpu/" in message
 
 
-def test_sums_are_watched_for_overflow():
+def test_sums_are_checked_for_overflow():
     """The -fwrapv that Python's own flags bring would switch that off without a word."""
     (library,) = Path(mask2former_ops.__file__).parent.glob("_C.*")
     assert b"__ubsan_handle_add_overflow_abort" in library.read_bytes()

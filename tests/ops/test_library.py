@@ -37,7 +37,7 @@ def output_of(*command: str) -> str:
 
 
 def unstable(symbols: str) -> list[str]:
-    """The names, of those that `nm` lists as undefined, that are not STABLE."""
+    """The names that `nm` lists as undefined and that are not STABLE."""
     names = [line.split()[-1] for line in symbols.splitlines()]
     return [name for name in names if not STABLE.fullmatch(name)]
 

@@ -104,7 +104,7 @@ def test_the_kernel_draws_the_published_numbers():
 @every_set
 @pytest.mark.parametrize("seed", [SEED, 0, -1, -(2**63), 2**63 - 1])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_kernels_points_are_those_of_the_oracle(dtype, seed):
+def test_the_kernels_points_equal_the_oracles(dtype, seed):
     check_kernel(mask_logits(dtype), 300, 75, 100, seed)
 
 
@@ -168,7 +168,7 @@ def test_numbers_of_any_size_are_ordered(dtype, scale):
 @every_set
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logits_that_are_nan_are_the_least_certain(run, dtype):
-    """So that a loss at the chosen points tells of them."""
+    """So that a loss at the chosen points is NaN too."""
     logits = torch.zeros(2, 8, 8, dtype=dtype)
     logits[:, :, 4:] = math.inf
     logits[0, 2:6, 2:4] = math.nan
@@ -262,9 +262,9 @@ def test_uniform_points_have_the_moments_of_uniform_numbers(run, dtype):
         assert (product.mean(1).abs() < 1.01 * error).all()
     between = centred @ centred.T / numbers.shape[1]
     assert (between - between.diag().diag()).abs().max() < error
-    cells = torch.histc(numbers, 64, 0, 1)
+    counts = torch.histc(numbers, 64, 0, 1)
     expected = numbers.numel() / 64
-    assert ((cells - expected) ** 2 / expected).sum() < 63 + 5 * 126**0.5  # chi-squared
+    assert ((counts - expected) ** 2 / expected).sum() < 63 + 5 * 126**0.5  # chi-squared
 
 
 @implementations

@@ -69,8 +69,8 @@ def test_things_cover_exactly_what_their_geometry_says(height, width):
         scene = render_scene(seed, height, width)
         stuff = len(scene.segments_info) - len(scene.things)
         expected = np.zeros((height, width), np.int32)
-        for place, thing in enumerate(scene.things, start=stuff + 1):  # the painter's order
-            expected[covers(thing, x, y)] = place
+        for number, thing in enumerate(scene.things, start=stuff + 1):  # the painter's order
+            expected[covers(thing, x, y)] = number
         found = np.where(scene.segmentation > stuff, scene.segmentation, 0)
         misjudged += np.count_nonzero(found != expected)
     # Pixel centres that lie on an outline to the precision of float32.
@@ -81,11 +81,11 @@ def test_things_are_few_sized_in_range_and_visible(scenes):
     for scene in scenes:
         assert 1 <= len(scene.things) <= MAX_THINGS
         stuff = len(scene.segments_info) - len(scene.things)
-        for place, thing in enumerate(scene.things, start=stuff + 1):
+        for number, thing in enumerate(scene.things, start=stuff + 1):
             # The whole shape, also where it lies outside of the picture.
             steps = np.arange(-384, 576) / 192 + 0.5 / 192
             whole = np.count_nonzero(covers(thing, steps[None], steps[:, None]))
-            visible = np.count_nonzero(scene.segmentation == place)
+            visible = np.count_nonzero(scene.segmentation == number)
             assert RADIUS_RANGE[0] <= thing.radius <= RADIUS_RANGE[1]
             assert visible >= max(60, 0.35 * whole)
 
@@ -95,8 +95,8 @@ def test_occlusion_is_common(scenes):
     occluded = 0
     for scene in scenes:
         stuff = len(scene.segments_info) - len(scene.things)
-        for place, thing in enumerate(scene.things, start=stuff + 1):
-            occluded += np.any(scene.segmentation[covers(thing, x, y)] > place)
+        for number, thing in enumerate(scene.things, start=stuff + 1):
+            occluded += np.any(scene.segmentation[covers(thing, x, y)] > number)
     assert occluded >= len(scenes) // 3
 
 
@@ -106,8 +106,8 @@ def test_things_stand_out_from_what_surrounds_them(scenes):
         picture = scene.image.astype(float) / 255
         stuff = len(scene.segments_info) - len(scene.things)
         beneath = scene.segmentation <= stuff
-        for place in range(stuff + 1, len(scene.segments_info) + 1):
-            own = scene.segmentation == place
+        for number in range(stuff + 1, len(scene.segments_info) + 1):
+            own = scene.segmentation == number
             rows, columns = np.nonzero(own)
             near = np.zeros_like(own)
             near[max(0, rows.min() - 8) : rows.max() + 9, columns.min() : columns.max() + 1] = True

@@ -1,7 +1,7 @@
 """What `test_run.py` starts: a run left alone, and one killed again and again until it has ended.
 
 Argument: the folder in which they get the folders `whole` and `killed`. The second is killed from
-without, some milliseconds after a step, or from within, at a call of the system while it saves; how
+outside, some milliseconds after a step, or from inside, at a call of the system while it saves. How
 each of its processes ended is printed.
 """
 

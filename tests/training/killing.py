@@ -5,9 +5,9 @@ import signal
 
 
 def kill_at_call(left: int) -> None:
-    """Kill this process in its call number `left` of those by which files are made and moved."""
+    """Kill this process in call number `left` of the functions that make and move files."""
 
-    def watched(call):
+    def counting(call):
         def counted(*args, **kwargs):
             nonlocal left
             left -= 1
@@ -18,4 +18,4 @@ def kill_at_call(left: int) -> None:
         return counted
 
     for name in ("mkdir", "replace", "fsync", "rmdir", "unlink"):
-        setattr(os, name, watched(getattr(os, name)))
+        setattr(os, name, counting(getattr(os, name)))

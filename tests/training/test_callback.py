@@ -8,7 +8,7 @@ from mask2former.training.callback import (
     by_prediction,
     headlines,
     memory_in_use,
-    parts_of,
+    sum_by_part,
 )
 
 
@@ -43,7 +43,7 @@ def test_parts_are_sums_over_all_predictions():
         "loss_cross_entropy": 16.0,
         "lr": 32.0,
     }
-    assert parts_of(losses) == {"cross-entropy": 16.0, "mask": 7.0, "dice": 8.0}
+    assert sum_by_part(losses) == {"cross-entropy": 16.0, "mask": 7.0, "dice": 8.0}
     assert by_prediction(losses) == [
         ("cross-entropy", "last", 16.0),
         ("mask", "last", 1.0),
@@ -51,7 +51,7 @@ def test_parts_are_sums_over_all_predictions():
         ("mask", "10", 4.0),
         ("dice", "3", 8.0),
     ]
-    assert parts_of({"loss_mask": None, "loss_dice": 1.0}) == {"dice": 1.0}
+    assert sum_by_part({"loss_mask": None, "loss_dice": 1.0}) == {"dice": 1.0}
 
 
 def test_the_parts_of_a_models_losses_add_up_to_its_loss():
@@ -61,7 +61,7 @@ def test_the_parts_of_a_models_losses_add_up_to_its_loss():
     with torch.no_grad():
         output = tiny_model()(torch.zeros(2, 3, 64, 64), masks, classes)
     losses = {name: loss.item() for name, loss in output.loss_dict.items()}
-    assert sum(parts_of(losses).values()) == pytest.approx(output.loss.item(), rel=1e-5)
+    assert sum(sum_by_part(losses).values()) == pytest.approx(output.loss.item(), rel=1e-5)
     assert len(by_prediction(losses)) == len(losses)
 
 

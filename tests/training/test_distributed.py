@@ -166,7 +166,7 @@ STEPS: dict[str, tuple[Run, str]] = {
 
 
 def what_the_trainer_sees(rank: int) -> tuple[int, int, str]:
-    """Its rank among how many, though nothing says that there is no GPU; and a refusal."""
+    """Its rank and world size, though nothing says that there is no GPU; and a refusal."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the steps above

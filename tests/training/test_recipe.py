@@ -84,7 +84,7 @@ def test_old_names_are_answered_with_the_new_ones(old, new, tmp_path):
         read_recipe(path)
 
 
-def test_names_are_those_of_transformers_where_it_has_the_same_setting():
+def test_names_equal_transformers_where_it_has_the_same_setting():
     training_arguments = pytest.importorskip("transformers").TrainingArguments
     theirs = {field.name for field in dataclasses.fields(training_arguments)}
     assert set(RENAMED.values()) - theirs == {"global_batch_size"}  # theirs is per device

@@ -30,7 +30,7 @@ class Stop(Exception):
 
 
 def broken_at(number: int, error: Exception, loader):
-    """The batches, until one that cannot be had."""
+    """The batches, until one that cannot be read."""
 
     def broken(first_step, **rest):
         for step, batch in enumerate(loader(first_step, **rest), first_step):

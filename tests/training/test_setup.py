@@ -230,7 +230,7 @@ def test_what_is_frozen_in_a_model_stays_frozen():
 
 def test_a_task_that_the_annotations_are_not_for_is_refused(tmp_path):
     scenes = SceneDataset(range(1), task="semantic")
-    with pytest.raises(RecipeError, match="A data set of semantic annotations is none for panop"):
+    with pytest.raises(RecipeError, match="A data set of semantic annotations does not suit pan"):
         train(scene_model(), scenes, tmp_path, task="panoptic")
 
 

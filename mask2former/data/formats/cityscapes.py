@@ -48,8 +48,8 @@ CLASSES = (
     _Class(33, "bicycle", True),
 )
 _HIGHEST_ID = 33
-# The number of an object is that of its class times this, plus which of them it is; smaller
-# numbers are classes: stuff, or groups of things that were not told apart.
+# The number of an object is its class's times this, plus its index in the class. Smaller numbers
+# are classes: stuff, or groups of things that were not told apart.
 _OBJECTS = 1000
 
 _IMAGE_END, _MAP_END = "_leftImg8bit.png", "_gtFine_instanceIds.png"
@@ -85,7 +85,7 @@ class Cityscapes(SegmentationDataset):
         bad, listing, records = BadRecords(skip_bad), Listing(), []
         for image in sorted(folder.glob(f"*/*{_IMAGE_END}")):
             with bad:
-                truth = self._map_of(image)
+                truth = self._map_path(image)
                 if not listing.has(truth):
                     raise DataError(f"{image} has no annotation {truth}.")
                 records.append(image.relative_to(folder).as_posix())
@@ -94,7 +94,7 @@ class Cityscapes(SegmentationDataset):
         self._records = PackedRecords(records)
         self.skipped = bad.reasons
 
-    def _map_of(self, image: Path) -> Path:
+    def _map_path(self, image: Path) -> Path:
         truths = self.folder.parent.parent / "gtFine" / self.folder.name
         return truths / image.parent.name / (image.name.removesuffix(_IMAGE_END) + _MAP_END)
 
@@ -107,14 +107,14 @@ class Cityscapes(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample:
         path = self.folder / self.name(index)
         image = read_pixels(path)
-        truth = self._map_of(path)
+        truth = self._map_path(path)
         ids = read_label_map(truth, image.shape[-2:])
         masks, labels, crowd = _segments(ids, truth)
         return Sample(self.name(index), image, masks, labels, crowd)
 
 
 def _segments(ids: np.ndarray, path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Label map, labels and crowd of the segments whose class is one of the 19, by id."""
+    """Index map, labels and crowd of the segments whose class is one of the 19, by id."""
     trained = {entry.id: label for label, entry in enumerate(CLASSES)}
     ids = ids.astype(np.int32, copy=False)
     if (lowest := int(ids.min())) < 0:

@@ -81,8 +81,8 @@ def find_class_numbers(
 
     The first name belongs to number 0; with `reduce_labels` to number 1, and 0 is void. 255 is void
     (65535, where there are more classes than 8 bits can number). But where the maps hold nothing
-    but 0 and 255 and there are two names or no file of them, 255 is foreground, class 1: as void it
-    would leave one class and nothing to learn. That is said in a warning.
+    but 0 and 255 and there are two names or no file of names, 255 is foreground, class 1. As void
+    it would leave one class and nothing to learn. That is said in a warning.
 
     Args:
         folder: of the data set.

@@ -91,7 +91,7 @@ def split_of(file: Path) -> str:
 def read_categories(
     categories: list[Any], used: set[int | str], file: Path
 ) -> list[dict[str, Any]]:
-    """The checked categories in the order of their ids, which is that of the classes.
+    """The checked categories in the order of their ids, as the classes are.
 
     Args:
         categories: of the file.
@@ -163,8 +163,9 @@ def path_of(name: str, folder: Path, exists: Callable[[str], bool]) -> str | Non
 def find_images(images: list[Any], file: Path, not_here: Path | None = None) -> Path:
     """The folder that the images of an annotation file are in.
 
-    It may be that of the file, "images" or the name of the split beside the file, or, for a file
-    in a folder called "annotations", beside that; else any folder there that has the images.
+    It may be the file's own folder, or a folder beside the file called "images" or like the split.
+    For a file in a folder called "annotations" these are beside that folder. Else it is any
+    folder there that has the images.
 
     Raises:
         DataError: none has.

@@ -148,8 +148,8 @@ def _is_thing(category: dict[str, Any], file: Path) -> bool:
 def _used(annotations: list[Any]) -> set[int | str]:
     """Category ids that occur in the annotations."""
     segments = (a.get("segments_info") for a in annotations if isinstance(a, dict))
-    lists_of_segments = (entry for entry in segments if isinstance(entry, list))
-    return set().union(*(values_of(entry, "category_id") for entry in lists_of_segments))
+    segment_lists = (entry for entry in segments if isinstance(entry, list))
+    return set().union(*(values_of(entry, "category_id") for entry in segment_lists))
 
 
 def _segments(annotation: dict[str, Any], labels: dict[int, int], where: str) -> list[tuple]:

@@ -21,10 +21,10 @@ def find_splits(root: Path) -> Splits:
     Raises:
         DataError: a file is not one of COCO's, or a folder has both kinds.
     """
-    return _splits_of_file(CocoFile(root)) if root.is_file() else _splits_of_folder(root)
+    return _file_splits(CocoFile(root)) if root.is_file() else _folder_splits(root)
 
 
-def _splits_of_file(file: CocoFile) -> Splits:
+def _file_splits(file: CocoFile) -> Splits:
     path, kind = file.path, file.kind
     if kind is None:
         raise DataError(
@@ -41,7 +41,7 @@ def _splits_of_file(file: CocoFile) -> Splits:
     return _openers(kind, [*files.values()])
 
 
-def _splits_of_folder(root: Path) -> Splits:
+def _folder_splits(root: Path) -> Splits:
     patterns = ("annotations/*.json", "*.json", f"*/{ROBOFLOW_NAME}")
     files = [CocoFile(path) for pattern in patterns for path in root.glob(pattern)]
     named = [file for file in files if file.path.name.startswith("instances_")]

@@ -143,7 +143,7 @@ def _pairs(folders: Folders, bad: BadRecords) -> list[tuple[str, str]]:
                     f"{folders.images} has {names[0]} and {names[1]}, which would share a label "
                     "map; rename one."
                 )
-            # What has an image of its own name is its map: of 1_label.png that of 1_label.jpg.
+            # A map with an image's whole name is that image's: 1_label.png is for 1_label.jpg.
             own = [stem + end for end in _LABEL_ENDS if stem + end in maps]
             own = [name for name in own if name == stem or name not in images]
             taken.update(own)

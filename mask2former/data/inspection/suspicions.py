@@ -36,7 +36,7 @@ def _file_suspicions(found: Inspection) -> Iterator[str]:
         yield (
             f"{_some(found.wrong_areas, 'segment')} not half or more than twice as large as the "
             "annotation file says; check that it was made for images of this size, and that its "
-            "areas are not those of boxes."
+            "areas are not the areas of boxes."
         )
     if found.unlabelled_images:
         yield (

@@ -18,7 +18,7 @@ BACKBONES = {"swin": SwinBackbone, "resnet": ResNetBackbone}
 def make_backbone(config: Mask2FormerConfig) -> nn.Module:
     """The backbone that `config` describes.
 
-    Its weights are random, or with `use_pretrained_backbone` those that its name stands for.
+    Its weights are random, or with `use_pretrained_backbone` the named model's.
 
     Raises:
         DataError: a library is not installed, or weights cannot be fetched or do not fit.

@@ -23,16 +23,16 @@ class LibraryBackbone(nn.Module):
     of the patch size; maps are cropped to the positions that hold image. Position embeddings follow
     the size by the library's own means.
 
-    Padding. Such a network cannot be told what is padding, so images of a batch that differ in size
-    run apart, each at its own size, and those of one size together: an image gives the same answer
-    in any batch, at the price of smaller batches. Without a pixel mask all run together. While
-    training, batch statistics are those of the images that run together.
+    Padding. Such a network cannot be told what is padding, so each image runs at its own
+    size, together with those of the same size: it gives the same answer in any batch, at the price
+    of smaller batches. Without a pixel mask all run together. While training, batch statistics
+    cover the images that run together.
 
     Args:
         body: the network.
         channels: widths of its maps.
         strides: their strides in pixels.
-        pyramid_strides: those that a plain vision transformer's maps become; None for a network of
+        pyramid_strides: what a plain vision transformer's maps become; None for a network of
             several strides.
 
     Raises:
@@ -125,7 +125,7 @@ def is_plain(strides: list[int]) -> bool:
     return len(set(strides)) == 1
 
 
-def last_of_each_stride(strides: list[int], wanted: list[int], name: str) -> list[int]:
+def last_map_per_stride(strides: list[int], wanted: list[int], name: str) -> list[int]:
     """Indices of the last map of each wanted stride, finest first.
 
     Args:

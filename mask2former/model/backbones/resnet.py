@@ -68,7 +68,7 @@ class ResidualBlock(nn.Module):
 class ResNetBackbone(LayerStack):
     """Stem and stages; returns the feature maps of the stages in `config.out_features`.
 
-    `channels` holds their widths, `stride` is that of the coarsest stage in pixels. Input
+    `channels` holds their widths, `stride` the coarsest stage's in pixels. Input
     (N, C, H, W); outputs have strides 4, 8, 16, 32 (twice that with `downsample_in_first_stage`).
     """
 

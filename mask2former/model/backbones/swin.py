@@ -82,7 +82,7 @@ class PatchMerging(nn.Module):
 class SwinBackbone(LayerStack):
     """Patch embedding and stages; returns the normalised maps of the stages in `out_features`.
 
-    `channels` holds their widths, `stride` is that of the coarsest stage in pixels. Input
+    `channels` holds their widths, `stride` the coarsest stage's in pixels. Input
     (N, C, H, W) of any size; it is padded with zeros to whole patches. Outputs are
     (N, C_i, H_i, W_i) with strides 4, 8, 16, 32 for a patch size of 4.
     """

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mask2former.configuration.backbones import TimmBackboneConfig
 from mask2former.io.errors import DataError
 from mask2former.io.optional import require_package
-from mask2former.model.backbones.library import LibraryBackbone, is_plain, last_of_each_stride
+from mask2former.model.backbones.library import LibraryBackbone, is_plain, last_map_per_stride
 
 
 class TimmBackbone(LibraryBackbone):
@@ -46,7 +46,7 @@ class TimmBackbone(LibraryBackbone):
         plain = is_plain(strides)
         if config.out_indices in (None, [-1]):
             wanted = [max(strides)] if plain else feature_strides
-            config.out_indices = last_of_each_stride(strides, wanted, config.backbone)
+            config.out_indices = last_map_per_stride(strides, wanted, config.backbone)
         if not all(-len(info) <= index < len(info) for index in config.out_indices):
             raise ValueError(
                 f"out_indices is {config.out_indices}, but {config.backbone!r} has maps 0 to "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mask2former.io.errors import DataError
-from mask2former.model.backbones.library import LibraryBackbone, is_plain, last_of_each_stride
+from mask2former.model.backbones.library import LibraryBackbone, is_plain, last_map_per_stride
 
 # Every stride up to 64 and every usual patch size divides it.
 PROBE_SIZE = 448
@@ -18,9 +18,9 @@ PROBE_SIZE = 448
 class TransformersBackbone(LibraryBackbone):
     """Any backbone of transformers; see `LibraryBackbone`.
 
-    `config.out_features` chooses among its stages. The last one alone, which is what the library's
-    configurations say by default, becomes the last stage of each of `feature_strides`, unless the
-    network is a plain vision transformer.
+    `config.out_features` chooses some of its stages. The library's default, the last stage alone,
+    becomes the last stage of each of `feature_strides`, unless the network is a plain vision
+    transformer.
 
     Args:
         config: a configuration object of transformers that its AutoBackbone takes.
@@ -40,7 +40,7 @@ class TransformersBackbone(LibraryBackbone):
         names = list(shapes)
         plain = is_plain(list(strides.values()))
         if not plain and config.out_features == names[-1:]:
-            chosen = last_of_each_stride(
+            chosen = last_map_per_stride(
                 list(strides.values()), feature_strides, f"The backbone {config.model_type!r}"
             )
             config.out_features = [names[index] for index in chosen]

@@ -46,8 +46,8 @@ def window_mask(x: Tensor, valid: Tensor | None, size: int, shift: int) -> Tenso
     """Pairs of positions that must not see each other in a window of the maps `x` (N, H, W, C).
 
     These are positions that the cyclic shift brought together from opposite sides. If there is
-    padding, they are also positions of the image and those that the image would not have alone.
-    Alone it is padded with zeros to whole windows, and those zeros take part.
+    padding, they are also positions of the image and positions that the image would not have
+    alone. Alone it is padded with zeros to whole windows, and these zeros take part.
 
     Args:
         x: the maps, for their shape and device.

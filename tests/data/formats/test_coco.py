@@ -56,7 +56,7 @@ def opened(root, values, skip_bad=False):
     return CocoInstances(CocoFile(file), skip_bad=skip_bad)
 
 
-def test_objects_are_those_of_the_file(root):
+def test_objects_come_from_the_file(root):
     dataset = opened(root, content())
     assert dataset.task == "instance"
     assert dataset.id2label == {0: "cat", 1: "dog"}
@@ -209,4 +209,4 @@ def test_thousands_of_images_are_opened_without_a_look_at_each(root, monkeypatch
     stat = os.stat
     monkeypatch.setattr("os.stat", lambda *args, **more: looks.append(args) or stat(*args, **more))
     assert len(opened(root, values)) == 3002
-    assert 20 < len(looks) < 200  # of which each place to look for images in has some
+    assert 20 < len(looks) < 200  # some in each candidate folder

@@ -147,7 +147,7 @@ def test_the_folder_with_most_of_the_images_is_theirs(tmp_path):
     assert find_images([image(name=name) for name in names], file).name == "later"
 
 
-def test_the_folder_of_label_maps_is_not_that_of_the_images(tmp_path):
+def test_the_folder_of_label_maps_is_not_taken_for_the_images(tmp_path):
     file = write_json(tmp_path / "panoptic_x.json", {})
     for folder in ("panoptic_x", "pictures"):
         write_picture(tmp_path / folder / "a.png")
@@ -166,7 +166,7 @@ def test_a_file_without_images_is_said_to_be_one(tmp_path):
         find_images([], file)
 
 
-def test_images_that_are_nowhere_are_said_with_the_remedy(tmp_path):
+def test_missing_images_are_named_with_the_remedy(tmp_path):
     file = write_json(tmp_path / "labels.json", {})
     with pytest.raises(DataError, match="labels.json .*none has a.png.* --images"):
         find_images([image()], file)

@@ -53,7 +53,7 @@ def opened(root, values, skip_bad=False):
     return CocoPanoptic(CocoFile(file), skip_bad=skip_bad)
 
 
-def test_segments_are_those_of_the_files(root):
+def test_segments_come_from_the_files(root):
     dataset = opened(root, content())
     assert dataset.task == "panoptic"
     assert dataset.id2label == {0: "person", 1: "car", 2: "sky"}

@@ -146,7 +146,7 @@ def test_hidden_files_are_no_images_and_links_to_folders_are_followed(root):
     assert names == ["a.png", "b.png", "more/c.png"]
 
 
-def test_splits_are_those_of_the_yaml_file(root):
+def test_splits_come_from_the_yaml_file(root):
     assert list(find_splits(root)) == list(find_splits(root / "data.yaml")) == ["train", "val"]
     (root / "data.yaml").write_text("learning_rate: 3\n")
     assert find_splits(root) == {}

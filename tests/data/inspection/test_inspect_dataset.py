@@ -11,7 +11,7 @@ from mask2former.data.scene_dataset import SceneDataset
 from tests.data.memory import CountingScenes, MemoryDataset, flawed_dataset, sample
 
 
-def test_segments_of_label_maps_are_counted():
+def test_segments_of_index_maps_are_counted():
     found = inspect_dataset(flawed_dataset())
     assert (found.task, found.images, found.pixels, found.segments) == ("panoptic", 2, 14, 5)
     assert found.unlabelled_pixels == 2

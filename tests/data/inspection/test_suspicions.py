@@ -42,7 +42,7 @@ def test_a_background_that_never_occurs_is_a_class_too_many():
     assert warning.startswith("1 class (_background_) is never seen; remove")
 
 
-def test_of_label_maps_it_is_one_even_if_other_classes_never_occur():
+def test_a_first_class_that_never_occurs_in_label_maps_is_named_beside_others():
     classes = {i: f"class {i}" for i in range(7)}
     first, others = semantic(sample([[0, 1]], [2, 6]), classes=classes)
     assert first.startswith("The first class, 'class 0'")
@@ -81,7 +81,7 @@ def test_a_background_that_is_one_of_two_classes_of_label_maps_is_sound():
 def test_things_that_are_crowds_mostly():
     masks = torch.eye(4, dtype=torch.bool)[:, None].tolist()
     for crowds, warnings in ((2, 0), (3, 1)):
-        crowd = [place < crowds for place in range(4)]
+        crowd = [index < crowds for index in range(4)]
         one = sample(masks, [0] * 4, crowd=crowd)
         found = warnings_of(one, task="instance", classes={1: "cat"}, things={"cat"})
         assert len(found) == warnings

@@ -54,7 +54,7 @@ def test_coarser_levels_are_maxima_and_the_transformers_own_level_is_untouched()
 
 
 def test_resampled_positions_lie_where_they_do_in_the_image():
-    """A map of the centres of all patches of 14 pixels becomes one of those of 16 pixels."""
+    """A map of the centres of all patches of 14 pixels becomes the map of patches of 16 pixels."""
     centres = 14 * (torch.arange(16, dtype=torch.float64) + 0.5)
     x = torch.stack(torch.meshgrid(centres, centres, indexing="ij"))[None]
     (y,) = FeaturePyramid([2], 14, [16])([x])

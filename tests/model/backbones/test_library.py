@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mask2former.model.backbones.library import LibraryBackbone, is_plain, last_of_each_stride
+from mask2former.model.backbones.library import LibraryBackbone, is_plain, last_map_per_stride
 from tests.reference import relative_error
 
 
@@ -102,6 +102,6 @@ def test_a_network_is_plain_if_all_its_maps_have_one_stride():
 
 
 def test_the_last_map_of_each_stride_is_chosen():
-    assert last_of_each_stride([2, 4, 4, 8, 16, 32, 32], [4, 8, 16, 32], "x") == [2, 3, 4, 6]
+    assert last_map_per_stride([2, 4, 4, 8, 16, 32, 32], [4, 8, 16, 32], "x") == [2, 3, 4, 6]
     with pytest.raises(ValueError, match=r"short has maps of the strides \[4, 8\] and none of \["):
-        last_of_each_stride([4, 8], [4, 8, 16, 32], "short")
+        last_map_per_stride([4, 8], [4, 8, 16, 32], "short")

@@ -17,7 +17,7 @@ def test_any_image_size_gives_maps_of_the_right_strides(size):
         height, width = -(-height // 2), -(-width // 2)
 
 
-def test_stride_is_that_of_the_coarsest_stage():
+def test_stride_belongs_to_the_coarsest_stage():
     backbone = SwinBackbone(SwinConfig(**SMALL, patch_size=2)).eval()
     assert backbone.stride == 16
     assert backbone(torch.randn(1, 3, 64, 64))[-1].shape[2:] == (4, 4)
@@ -41,7 +41,7 @@ def test_drop_path_drops_whole_images_while_training_and_keeps_the_mean():
     assert torch.equal(DropPath(1.0).train()(x), torch.zeros_like(x))
 
 
-def block_of(rate):
+def make_block(rate):
     torch.manual_seed(0)
     return SwinBlock(SwinConfig(window_size=2), 8, 2, True, rate).double().train()
 
@@ -52,7 +52,7 @@ def copies(count=400):
 
 def test_a_block_drops_attention_and_mlp_of_each_image_independently():
     """Both are dropped for 0.9 * 0.9 of the images: 324 of 400, with a deviation of 8."""
-    block, x = block_of(0.9), copies()
+    block, x = make_block(0.9), copies()
     with torch.no_grad():
         unchanged = (block(x, None) == x).flatten(1).all(1).sum().item()
     assert abs(unchanged - 324) < 3 * 8
@@ -60,7 +60,7 @@ def test_a_block_drops_attention_and_mlp_of_each_image_independently():
 
 @torch.no_grad()
 def test_kept_branches_are_scaled_by_the_probability_of_being_kept():
-    block, x = block_of(0.5), copies()
+    block, x = make_block(0.5), copies()
     attended = x[:1] + 2 * block.attention(block.norm1(x[:1]), None)
     results = [x[:1], attended]
     results += [y + 2 * block.mlp(block.norm2(y)) for y in results]
@@ -72,7 +72,7 @@ def test_kept_branches_are_scaled_by_the_probability_of_being_kept():
 
 @torch.no_grad()
 def test_a_block_is_its_formula():
-    block, x = block_of(0.5).eval(), copies(2)
+    block, x = make_block(0.5).eval(), copies(2)
     y = x + block.attention(block.norm1(x), None)
     z = block.fc2(torch.nn.functional.gelu(block.fc1(block.norm2(y))))
     assert torch.equal(block(x, None), y + z)

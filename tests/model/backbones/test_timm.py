@@ -113,8 +113,8 @@ def test_position_embeddings_are_timms_for_the_padded_size():
     )
     theirs.double().eval().load_state_dict(state)
     tokens = theirs.forward_features(F.pad(image, (0, 6, 0, 6)))[:, 1:]
-    cells = tokens.transpose(1, 2).unflatten(2, (5, 5))
-    expected = F.interpolate(cells, scale_factor=14 / 16, mode="bilinear")
+    grid = tokens.transpose(1, 2).unflatten(2, (5, 5))
+    expected = F.interpolate(grid, scale_factor=14 / 16, mode="bilinear")
     assert relative_error(backbone(image)[2], expected) < 1e-12
 
 
@@ -173,9 +173,7 @@ def test_a_saved_model_loads_with_every_tensor(config, tmp_path):
 @pytest.mark.parametrize(
     ("name", "out_indices"), [("test_convnext2", [0, 1, 2, 3]), ("test_resnet", [1, 2, 3, 4])]
 )
-def test_models_with_a_convolutional_timm_backbone_are_those_of_transformers(
-    name, out_indices, tmp_path
-):
+def test_models_with_a_convolutional_timm_backbone_equal_transformers(name, out_indices, tmp_path):
     """Both ways, in float64, with the file's keys checked. Measured: 6.5e-16."""
     transformers = pytest.importorskip("transformers")
     backbone = transformers.TimmBackboneConfig(backbone=name, out_indices=out_indices)
@@ -214,7 +212,7 @@ def test_a_timm_name_in_the_model_configuration(tmp_path):
     assert again.backbone_config.model_kwargs == {"drop_path_rate": 0.5}
 
 
-def test_pretrained_weights_are_those_of_timms_file(tmp_path):
+def test_pretrained_weights_come_from_timms_file(tmp_path):
     path = tmp_path / "weights.pth"
     source = timm.create_model("test_convnext2")
     torch.save(source.state_dict(), path)

@@ -65,7 +65,7 @@ def attention(request):
     return request.getfixturevalue("upstream_function")
 
 
-def test_output_and_gradients_equal_those_of_grid_sample(attention):
+def test_output_and_gradients_equal_grid_sample(attention):
     tensors = arguments(q=19)
     leaves = [tensors[i].requires_grad_() for i in (0, 3, 4)]
     expected, result = by_grid_sample(*tensors), attention(*tensors, 64)
@@ -120,7 +120,9 @@ def test_half_values_give_half_results_and_gradients(attention, dtype, location_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_locations_and_weights_of_another_dtype_are_taken_in_that_of_value(attention, dtype):
+def test_locations_and_weights_of_another_dtype_are_converted_to_the_dtype_of_value(
+    attention, dtype
+):
     *first, locations, weights = arguments(dtype)
     others = [x.bfloat16().requires_grad_() for x in (locations, weights)]
     output = attention(*first, *others, 64)
@@ -219,7 +221,7 @@ def test_the_core_function_derives_the_starts(shapes):
 
 
 @pytest.mark.parametrize("coordinates", [2, 4])
-def test_the_layer_equals_that_of_transformers_with_the_same_weights(coordinates):
+def test_the_layer_equals_transformers_with_the_same_weights(coordinates):
     transformers = pytest.importorskip("transformers")
     from transformers.models.deformable_detr import modeling_deformable_detr as modeling
 

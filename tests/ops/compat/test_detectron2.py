@@ -156,12 +156,12 @@ def test_every_mask_gets_points_of_its_own():
 @pytest.mark.parametrize("n", [0, 2])
 @pytest.mark.parametrize("dtype", HALF)
 def test_points_of_half_logits_are_float32_and_nothing_is_kept_for_a_gradient(dtype, n):
-    def watching(sampled):
+    def checking(sampled):
         assert not sampled.requires_grad
         return uncertainty(sampled)
 
     logits = torch.randn(n, 1, 4, 4, generator=generator(0)).to(dtype).requires_grad_()
-    points = get_uncertain_point_coords_with_randomness(logits, watching, 5, 3, 0.75)
+    points = get_uncertain_point_coords_with_randomness(logits, checking, 5, 3, 0.75)
     assert points.shape == (n, 5, 2)
     assert points.dtype == torch.float32
 

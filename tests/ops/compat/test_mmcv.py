@@ -155,7 +155,7 @@ def test_what_is_missing_or_does_not_fit_is_named():
             layers()[0](query, **{**where(points), name: None})
 
 
-def test_the_functions_are_those_of_deformable_detr():
+def test_the_functions_equal_deformable_detr():
     assert MultiScaleDeformableAttnFunction is deformable_detr.MSDeformAttnFunction
     assert multi_scale_deformable_attn_pytorch is deformable_detr.ms_deform_attn_core_pytorch
 

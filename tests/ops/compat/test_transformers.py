@@ -71,7 +71,7 @@ def test_a_detector_with_the_layer_gives_the_same_outputs_and_gradients(modeling
         assert difference.norm() < 1e-9 * expected.norm() + 1e-13
 
 
-def test_output_and_gradients_equal_those_of_the_layer_it_replaces(modeling):
+def test_output_and_gradients_equal_the_layer_it_replaces(modeling):
     value, shapes, starts, locations, weights, _ = msda_arguments()
     leaves = [x.requires_grad_() for x in (value, locations, weights)]
     results = [

@@ -44,7 +44,7 @@ def by_loops(value, shapes, starts, locations, weights, num_points) -> Tensor:
     return output.view(n, q, m * d)
 
 
-def test_output_and_gradients_equal_those_of_grid_sample():
+def test_output_and_gradients_equal_grid_sample():
     *tensors, _ = msda_arguments(q=19)
     inputs = [tensors[i].requires_grad_() for i in (0, 3, 4)]
     expected = by_grid_sample(*tensors)

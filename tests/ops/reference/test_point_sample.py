@@ -13,7 +13,7 @@ from tests.ops.tolerances import assert_close
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("points", [(2, 11), (2, 3, 4), (1, 11), (1, 3, 4)])
-def test_output_and_gradients_equal_those_of_grid_sample(points, align_corners):
+def test_output_and_gradients_equal_grid_sample(points, align_corners):
     input, where = point_arguments(points=points)
     input.requires_grad_()
     where.requires_grad_()

@@ -1,4 +1,4 @@
-"""Label maps: all annotated masks of an image that do not overlap, in one integer (H, W).
+"""Index maps: all annotated masks of an image that do not overlap, in one integer (H, W).
 
 The value of a pixel is the index of its annotation in the image's class labels, not a class. The
 masks (T, H, W) that it stands for are sampled without ever being built.
@@ -12,11 +12,11 @@ from torch import Tensor
 from mask2former_ops.reference.bilinear import coordinate_dtype, corners
 
 
-def sample_label_map(label_map: Tensor, ids: Tensor, points: Tensor) -> Tensor:
-    """What `point_sample` makes of the masks `label_map == id`: bilinear, zero beyond the map.
+def sample_index_map(index_map: Tensor, ids: Tensor, points: Tensor) -> Tensor:
+    """What `point_sample` makes of the masks `index_map == id`: bilinear, zero beyond the map.
 
     Args:
-        label_map: integer (H, W).
+        index_map: integer (H, W).
         ids: integer (T,), the values of the map whose masks are sampled.
         points: (T or 1, P, 2) as (x, y) in [0, 1], float32 or float64; with a first size of 1 they
             serve all masks.
@@ -24,10 +24,10 @@ def sample_label_map(label_map: Tensor, ids: Tensor, points: Tensor) -> Tensor:
     Returns:
         (T, P) from 0 to 1, in the dtype of the points.
     """
-    height, width = label_map.shape
-    ids = ids[:, None].to(label_map.dtype)
+    height, width = index_map.shape
+    ids = ids[:, None].to(index_map.dtype)
     sampled = points.new_zeros(len(ids), points.shape[1])
     x, y = points.to(coordinate_dtype(points.device)).unbind(-1)
     for corner in corners(x * width - 0.5, y * height - 0.5, width, height, points.dtype):
-        sampled += torch.where(label_map[corner.y, corner.x] == ids, corner.weight, 0)
+        sampled += torch.where(index_map[corner.y, corner.x] == ids, corner.weight, 0)
     return sampled
