@@ -30,7 +30,7 @@ class Config:
         """ValueError for a field whose value is not of the kind of its default."""
         for f in dataclasses.fields(self):
             default = f.default_factory() if callable(f.default_factory) else f.default
-            value = getattr(self, f.name)
+            value: Any = getattr(self, f.name)
             least = 0 if f.name in self.MAY_BE_ZERO else 1
             numbers = value if isinstance(value, (list, tuple)) else ()
             if isinstance(default, bool):
@@ -107,7 +107,8 @@ class SwinConfig(Config):
     use_absolute_embeddings: bool = False
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
-    out_features: list[str] | None = None
+    # Never None once __post_init__ has run.
+    out_features: list[str] = None  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size"):  # files may give a square as [side, side]
@@ -150,7 +151,8 @@ class ResNetConfig(Config):
     downsample_in_first_stage: bool = False
     downsample_in_bottleneck: bool = False
     freeze_batch_norm_2d: bool = False
-    out_features: list[str] | None = None
+    # Never None once __post_init__ has run.
+    out_features: list[str] = None  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
         self.check_fields()
