@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,10 +152,10 @@ class Mask2FormerModel(_Pretrained):
 
     def __init__(self, config: Mask2FormerConfig) -> None:
         super().__init__()
-        self.config = config
-        self.backbone = make_backbone(config)
-        self.pixel_decoder = PixelDecoder(config, self.backbone.channels)
-        self.transformer_decoder = TransformerDecoder(config)
+        self.config = copy.deepcopy(config)  # where a backbone writes which of its maps it chose
+        self.backbone = make_backbone(self.config)
+        self.pixel_decoder = PixelDecoder(self.config, self.backbone.channels)
+        self.transformer_decoder = TransformerDecoder(self.config)
 
     def encode(
         self, pixel_values: Tensor, pixel_mask: Tensor | None
@@ -202,8 +203,8 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
 
     def __init__(self, config: Mask2FormerConfig) -> None:
         super().__init__()
-        self.config = config
         self.model = Mask2FormerModel(config)
+        self.config = self.model.config
         self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
         with torch.no_grad():
             nn.init.trunc_normal_(self.class_predictor.weight).mul_(config.init_std)

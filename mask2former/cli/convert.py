@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     _check_paths(source, folder)
     weights = read_detectron2(source)
     config, assumed = infer_config(weights, source)
-    assumed_classes = _name_classes(config, args.labels, args.things, source)
+    config, assumed_classes = _with_classes(config, args.labels, args.things, source)
     try:
         model = Mask2FormerForUniversalSegmentation(config)
     except ValueError as error:
@@ -102,20 +103,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _name_classes(
+def _with_classes(
     config: Mask2FormerConfig, labels: Path | None, things: list[int] | None, source: Path
-) -> list[str]:
-    """Give the configuration its classes and things; return a line for each assumption."""
+) -> tuple[Mask2FormerConfig, list[str]]:
+    """The configuration with its classes and things, and a line for each assumption."""
     count = config.num_labels
     known = published_classes(count) if labels is None else None
-    lines = []
+    names, lines = list(config.id2label.values()), []
     if labels is not None:
-        config.id2label = dict(enumerate(_read_labels(labels, count, source)))
+        names = _read_labels(labels, count, source)
     elif known is not None:
-        config.id2label = dict(enumerate(known.names))
+        names = known.names
         lines.append(f"classes of {known.dataset}: {known.names[0]}, ... (--labels FILE)")
     else:
-        lines.append(f"classes called {config.id2label[0]}, ... (--labels FILE)")
+        lines.append(f"classes called {names[0]}, ... (--labels FILE)")
     if things is None:
         things = known and known.things
         what = "not known" if things is None else f"{len(things)} of the {count} classes"
@@ -124,8 +125,8 @@ def _name_classes(
         raise DataError(
             f"--things names class {things[-1]}, but the classes of {source} are 0 to {count - 1}."
         )
-    config.thing_label_ids = things
-    return lines
+    id2label = dict(enumerate(names))
+    return replace(config, id2label=id2label, thing_label_ids=things), lines
 
 
 def _read_labels(path: Path, count: int, source: Path) -> list[str]:

@@ -293,7 +293,7 @@ class Mask2FormerConfig(_NumLabelsArgument):
             )
         try:
             return cls.from_dict(values)
-        except ValueError as error:
+        except (ValueError, DataError) as error:
             raise DataError(f"{path} holds an invalid configuration: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> Path:
