@@ -30,7 +30,7 @@ class Config:
         """ValueError for a field whose value is not of the kind of its default."""
         for f in dataclasses.fields(self):
             default = f.default_factory() if callable(f.default_factory) else f.default
-            value: Any = getattr(self, f.name)
+            value = getattr(self, f.name)
             least = 0 if f.name in self.MAY_BE_ZERO else 1
             numbers = value if isinstance(value, (list, tuple)) else ()
             if isinstance(default, bool):
@@ -40,8 +40,8 @@ class Config:
                 kind = f"an integer of at least {least}"
             elif isinstance(default, float):
                 low, high = self.RANGES.get(f.name, (-math.inf, math.inf))
-                fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-                fits = fits and low <= value <= high
+                is_bool = isinstance(value, bool)
+                fits = not is_bool and isinstance(value, (int, float)) and low <= value <= high
                 kind = "a number" if low == -math.inf else f"a number from {low} to {high}"
             elif isinstance(default, list):
                 fits = len(numbers) > 0 and all(isinstance(n, int) and n > 0 for n in numbers)

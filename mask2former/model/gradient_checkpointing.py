@@ -99,9 +99,8 @@ class GradientCheckpointing:
             part.gradient_checkpointing = value
 
     def _parts(self) -> list[Any]:
-        model = getattr(self, "model", self)  # the bare model in the one with a class head
-        names = ("backbone", "pixel_decoder", "transformer_decoder")
-        return [getattr(model, name) for name in names]
+        model: Any = getattr(self, "model", self)  # the bare model in the one with a class head
+        return [model.backbone, model.pixel_decoder, model.transformer_decoder]
 
 
 def count_batches_once(network: nn.Module) -> list[RemovableHandle]:

@@ -97,29 +97,26 @@ def train(
     if os.environ.get("RANK", "0") != "0":
         report = nothing
     check_folder(out, recipe, resume)  # before the long work
-    data = _find(data)
-    if validation is not None:
-        validation = _find(validation)
-    elif val_split(data) is not None:
-        validation = data
-    dataset = _open(data, None, task, skip_bad)
-    if validation is not None:
-        validation = _open(validation, val_split(validation), task, skip_bad)
-        _check_same_classes(dataset, validation)
+    found = _find(data)
+    found_val = found if validation is None else _find(validation)
+    dataset, val = _open(found, None, task, skip_bad), None
+    if validation is not None or val_split(found) is not None:
+        val = _open(found_val, val_split(found_val), task, skip_bad)
+        _check_same_classes(dataset, val)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         processor = make_processor(model, processor, dataset, recipe)
-    model, sentences = make_model(model, dataset, recipe)
-    for reason in (*dataset.skipped, *(validation.skipped if validation else ())):
+    network, sentences = make_model(model, dataset, recipe)
+    for reason in (*dataset.skipped, *(val.skipped if val is not None else ())):
         report(f"skipped: {reason}")
     sentences += [str(warning.message) for warning in caught]
-    for sentence in (*_summary(model, dataset, validation, recipe), *sentences):
+    for sentence in (*_summary(network, dataset, val, recipe), *sentences):
         report(sentence)
     batches = partial(
         make_loader,
         dataset,
         processor,
-        augmentation(recipe, processor, model.config.ignore_value),
+        augmentation(recipe, processor, network.config.ignore_value),
         batch_size=recipe.images_per_pass,
         seed=recipe.seed,
         workers=recipe.dataloader_num_workers,
@@ -127,12 +124,12 @@ def train(
     )
     workers = recipe.dataloader_num_workers
     outcome = train_on_batches(
-        model,
+        network,
         processor,
         batches,
         recipe,
         out,
-        evaluate=validation and partial(_evaluation, processor, validation, skip_bad, workers),
+        evaluate=None if val is None else partial(_evaluation, processor, val, skip_bad, workers),
         callbacks=[
             Progress(recipe.max_steps),
             History(out, report=report),
@@ -222,8 +219,10 @@ def make_model(
         RecipeError: its backbone has no stochastic depth, but the recipe has a rate for it.
     """
     torch.manual_seed(recipe.seed)
-    given = model if isinstance(model, Mask2FormerForUniversalSegmentation) else None
-    config = given.config if given is not None else Mask2FormerConfig.from_pretrained(model)
+    if isinstance(model, Mask2FormerForUniversalSegmentation):
+        config = model.config
+    else:
+        config = Mask2FormerConfig.from_pretrained(os.fspath(model))
     config = Mask2FormerConfig.from_dict(config.to_dict())  # a copy, because it changes
     if recipe.dropout is not None:
         config.dropout = recipe.dropout
@@ -234,20 +233,21 @@ def make_model(
                 ") has no stochastic depth; leave drop_path out."
             )
         config.backbone_config.drop_path_rate = recipe.drop_path
-    if given is None:
-        model = Mask2FormerForUniversalSegmentation.from_pretrained(model, config=config)
-    else:
-        model = Mask2FormerForUniversalSegmentation(config)
-        model.load_state_dict(given.state_dict())
-        for ours, theirs in zip(model.parameters(), given.parameters(), strict=True):
+    if isinstance(model, Mask2FormerForUniversalSegmentation):
+        trained = Mask2FormerForUniversalSegmentation(config)
+        trained.load_state_dict(model.state_dict())
+        for ours, theirs in zip(trained.parameters(), model.parameters(), strict=True):
             ours.requires_grad_(theirs.requires_grad)
+    else:
+        name = os.fspath(model)
+        trained = Mask2FormerForUniversalSegmentation.from_pretrained(name, config=config)
     sentences = []
-    if model.config.id2label != dataset.id2label:
-        kept, new = set_classes(model, dataset.id2label)
+    if trained.config.id2label != dataset.id2label:
+        kept, new = set_classes(trained, dataset.id2label)
         sentences = [f"Class head: kept: {_names([*kept, 'no object'])}; new: {_names(new)}."]
-    model.config.task = dataset.task
-    model.config.thing_label_ids = sorted(dataset.thing_label_ids)
-    return model, sentences
+    trained.config.task = dataset.task
+    trained.config.thing_label_ids = sorted(dataset.thing_label_ids)
+    return trained, sentences
 
 
 def make_processor(
@@ -262,7 +262,7 @@ def make_processor(
     elif isinstance(model, Mask2FormerForUniversalSegmentation):
         processor = Mask2FormerImageProcessor()
     else:
-        processor = load_processor(model)
+        processor = load_processor(os.fspath(model))
     processor.thing_label_ids = sorted(dataset.thing_label_ids)
     if recipe.short_side is not None:
         processor.size = _resized(processor.size, recipe.short_side)

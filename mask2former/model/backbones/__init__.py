@@ -11,10 +11,11 @@ from mask2former.model.backbones.library import LibraryBackbone
 from mask2former.model.backbones.resnet import ResNetBackbone
 from mask2former.model.backbones.swin import SwinBackbone
 
+Backbone = SwinBackbone | ResNetBackbone | LibraryBackbone
 BACKBONES = {"swin": SwinBackbone, "resnet": ResNetBackbone}
 
 
-def make_backbone(config: Mask2FormerConfig) -> SwinBackbone | ResNetBackbone | LibraryBackbone:
+def make_backbone(config: Mask2FormerConfig) -> Backbone:
     """The backbone that `config` describes.
 
     Its weights are random, or with `use_pretrained_backbone` those that its name stands for.

@@ -62,7 +62,7 @@ class TimmBackbone(LibraryBackbone):
             body = _create(config, features_only=True, out_indices=chosen, **options)
             widths = [entry["num_chs"] for entry in info]
         if config.freeze_batch_norm_2d:
-            from timm.layers import freeze_batch_norm_2d
+            from timm.layers import freeze_batch_norm_2d  # pyright: ignore[reportMissingImports]
 
             body = freeze_batch_norm_2d(body)
         super().__init__(
@@ -93,7 +93,7 @@ class TimmBackbone(LibraryBackbone):
 
 def _create(config: TimmBackboneConfig, pretrained: bool = False, **options: Any) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
-    from timm.models import create_model
+    from timm.models import create_model  # pyright: ignore[reportMissingImports]
 
     name = config.backbone
     options = {"in_chans": config.num_channels, **options}
