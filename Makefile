@@ -17,7 +17,7 @@ TORCH ?= torch
 TESTS ?= tests/ops
 VENV ?= .venv
 WHEEL_VENV ?= build/test-wheel/env
-LINTERS := ruff==0.17.5 clang-format==19.1.7
+LINTERS := ruff==0.17.5 clang-format==19.1.7 basedpyright==1.40.2
 
 # One test process per core, at most 8 because of memory, each with one thread.
 # PYTEST_ARGS="-n 0" runs all in one process.
@@ -84,10 +84,12 @@ cuda-report: $(VENV)/torch
 gpu-check:
 	$(PYTHON) tests/ops/gpu_check.py
 
-lint: $(VENV)/linters
+# The type checker reads the installed torch and extras too.
+lint: $(VENV)/linters $(VENV)/installed-for-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(VENV)/linters
 	$(BIN)/ruff check --fix .

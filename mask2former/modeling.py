@@ -13,6 +13,7 @@ from mask2former.checkpoints.huggingface import BASE_PREFIX, from_huggingface, t
 from mask2former.checkpoints.weights import read_weights, save_weights
 from mask2former.configuration import Mask2FormerConfig, labels_by_id
 from mask2former.configuration.backbones import CONFIG_NAME
+from mask2former.images.resize import size_of
 from mask2former.io.errors import DataError
 from mask2former.losses.annotations import Annotation, check_annotations, make_annotations
 from mask2former.losses.loss import segmentation_losses
@@ -27,7 +28,7 @@ from mask2former.model.pixel_decoder import PixelDecoder, PixelDecoderOutput
 from mask2former.model.transformer_decoder import DecoderOutput, TransformerDecoder, mask_logits
 
 if TYPE_CHECKING:
-    from typing import Self  # since Python 3.11
+    from typing_extensions import Self
 
 
 class _Pretrained(GradientCheckpointing, nn.Module):
@@ -269,8 +270,8 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
         features, pixels = self.model.encode(pixel_values, pixel_mask)
         decoded = self.model.transformer_decoder(pixels, hidden, attentions)
         losses = None
-        expected = len(pixel_values), tuple(pixel_values.shape[-2:]), self.config.num_labels
-        if mask_labels is not None:
+        expected = len(pixel_values), size_of(pixel_values), self.config.num_labels
+        if mask_labels is not None and class_labels is not None:
             annotations = make_annotations(
                 mask_labels, class_labels, *expected, self.config.ignore_value
             )
@@ -279,7 +280,8 @@ class Mask2FormerForUniversalSegmentation(_Pretrained):
             losses = self._losses(decoded, pixels, annotations)
         predictions = self._predictions(decoded, pixels, auxiliary)
         output = Mask2FormerForUniversalSegmentationOutput(
-            loss=None if losses is None else sum(losses.values()),
+            # sum() begins with the integer 0, but there are always losses.
+            loss=None if losses is None else sum(losses.values()),  # pyright: ignore[reportArgumentType]
             **predictions[-1],
             auxiliary_logits=predictions[:-1] if auxiliary else None,
             image_sizes=image_sizes(pixel_values, pixels.pixel_mask),

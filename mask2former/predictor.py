@@ -21,7 +21,7 @@ from mask2former.configuration.model import Task
 from mask2former.images import post_processing
 from mask2former.images.batch_feature import BatchFeature
 from mask2former.images.processor import PROCESSOR_FILE, Mask2FormerImageProcessor
-from mask2former.images.resize import Size
+from mask2former.images.resize import Size, size_of
 from mask2former.images.tensors import image_tensor
 from mask2former.images.thresholds import DEFAULT_THRESHOLDS, Thresholds
 from mask2former.io.errors import DataError
@@ -160,7 +160,7 @@ class Predictor:
             raise DataError(
                 f"The settings in {PROCESSOR_FILE} do not suit {name}: {error}"
             ) from error
-        return self.forward(inputs.to(self.model.device), tuple(pixels.shape[-2:]))
+        return self.forward(inputs.to(self.model.device), size_of(pixels))
 
     def forward(self, inputs: BatchFeature, size: Size) -> Logits:
         """Logits of prepared pixels; `size` is the image's own height and width."""

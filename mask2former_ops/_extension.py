@@ -51,8 +51,9 @@ MISSING = load()
 
 def why_no_kernel(op: str, device_type: str) -> str | None:
     """None where a compiled kernel runs, else one clause that says why it does not."""
-    key = torch._C._parse_dispatch_key(device_type.upper())
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"mask2former_ops::{op}", key):
+    if torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"mask2former_ops::{op}", device_type.upper()
+    ):
         return None
     if device_type in ("cpu", "cuda") and MISSING:
         return MISSING

@@ -56,14 +56,14 @@ class _Dict(dict):
         pass
 
 
-def _array(data: Any, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
+def _array(data: Any, dtype: _Dtype, shape: tuple, order: Any) -> np.ndarray:
     if isinstance(data, str):  # the bytes of Python 2
         data = data.encode("latin1")
     array = np.frombuffer(data, dtype.dtype()).reshape(shape, order=order)
     return array.astype(array.dtype.newbyteorder("="))  # a copy: buffers of bytes are read-only
 
 
-def _from_buffer(data: Any, dtype: _Dtype, shape: tuple, order: str) -> PickledArray:
+def _from_buffer(data: Any, dtype: _Dtype, shape: tuple, order: Any) -> PickledArray:
     """What arrays become in protocol 5."""
     result = PickledArray()
     result.array = _array(data, dtype, shape, order)
@@ -139,7 +139,7 @@ def _check_opcodes(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def numpy_stand_ins() -> list[tuple[Any, str]]:
+def numpy_stand_ins() -> list[Any]:
     """The stand-ins for numpy's names, for `torch.serialization.safe_globals`."""
     return [
         (ours, f"{module}.{name}") for (module, name), ours in _NAMES.items() if "numpy" in module

@@ -29,6 +29,7 @@ def load_backbone_weights(backbone: nn.Module, config: Mask2FormerConfig) -> Non
         DataError: the file is missing, keys are missing or foreign, or a shape differs.
     """
     model_type = config.backbone_config.model_type
+    assert config.backbone is not None  # pretrained weights have a name
     path, weights = read_weights(config.backbone)
     bare = {name.removeprefix(f"{model_type}."): tensor for name, tensor in weights.items()}
     kept = {

@@ -41,8 +41,8 @@ def translate(
     for source, target in rules:
         sources, targets = _patterns(source), _patterns(target)
         first = _regex(sources[0])
-        for name in [name for name in remaining if first.fullmatch(name)]:
-            fills = first.fullmatch(name).groups()
+        for match in [match for match in map(first.fullmatch, remaining) if match]:
+            fills = match.groups()
             names = [_fill(pattern, fills) for pattern in sources]
             if not all(n in remaining for n in names):
                 continue

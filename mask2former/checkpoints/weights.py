@@ -50,17 +50,17 @@ def read_weights(name_or_folder: str | Path, **hub_options: Any) -> tuple[Path, 
         DataError: there are no weights, a shard is missing, or a file is damaged or holds something
             other than tensors.
     """
-    first = None
+    missing = []
     for filename in WEIGHT_FILES:
         try:
             path = resolve_file(name_or_folder, filename, **hub_options)
         except MissingFileError as error:
-            first = first or error
+            missing.append(error)
             continue
         if filename.endswith(".index.json"):
             return path, _read_shards(name_or_folder, path, hub_options)
         return path, read_tensors(path)
-    raise first
+    raise missing[0]
 
 
 def _read_shards(

@@ -19,6 +19,7 @@ from mask2former.io.errors import DataError
 if TYPE_CHECKING:
     import torch
 
+    from mask2former.configuration.model import Task
     from mask2former.data.dataset import SegmentationDataset
     from mask2former.data.open_dataset import FoundDataset
     from mask2former.predictor import Predictor
@@ -150,7 +151,7 @@ def open_data(
     images: Path | None,
     reduce_labels: bool,
     skip_bad: bool,
-    task: str | None = None,
+    task: Task | None = None,
 ) -> SegmentationDataset:
     """A split of a data set, for `task` if that is given; see `FoundDataset.open`.
 

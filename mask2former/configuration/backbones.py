@@ -40,8 +40,8 @@ class Config:
                 kind = f"an integer of at least {least}"
             elif isinstance(default, float):
                 low, high = self.RANGES.get(f.name, (-math.inf, math.inf))
-                fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-                fits = fits and low <= value <= high
+                is_bool = isinstance(value, bool)
+                fits = not is_bool and isinstance(value, (int, float)) and low <= value <= high
                 kind = "a number" if low == -math.inf else f"a number from {low} to {high}"
             elif isinstance(default, list):
                 fits = len(numbers) > 0 and all(isinstance(n, int) and n > 0 for n in numbers)
@@ -112,7 +112,8 @@ class SwinConfig(Config):
     use_absolute_embeddings: bool = False
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
-    out_features: list[str] | None = None
+    # Never None once __post_init__ has run.
+    out_features: list[str] = None  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size"):  # files may give a square as [side, side]
@@ -155,7 +156,8 @@ class ResNetConfig(Config):
     downsample_in_first_stage: bool = False
     downsample_in_bottleneck: bool = False
     freeze_batch_norm_2d: bool = False
-    out_features: list[str] | None = None
+    # Never None once __post_init__ has run.
+    out_features: list[str] = None  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
         self.check_fields()

@@ -32,7 +32,13 @@ Task = Literal["panoptic", "instance", "semantic"]
 
 
 @dataclass
-class Mask2FormerConfig(Config):
+class _NumLabelsArgument(Config):
+    # Here and not in the class below, where the name stands for the property.
+    num_labels: dataclasses.InitVar[int | None] = field(default=None, kw_only=True)
+
+
+@dataclass
+class Mask2FormerConfig(_NumLabelsArgument):
     """Everything that defines a Mask2Former's architecture and loss.
 
     Names, meanings and defaults are those of the Hugging Face documentation. Note that
@@ -143,10 +149,10 @@ class Mask2FormerConfig(Config):
     output_hidden_states: bool = False
     output_attentions: bool = False
     return_dict: bool = True
-    id2label: dict[int, str] | None = None
+    # Never None once __post_init__ has run.
+    id2label: dict[int, str] = None  # pyright: ignore[reportAssignmentType]
     task: Task | None = None
     thing_label_ids: list[int] | None = None
-    num_labels: dataclasses.InitVar[int | None] = None
 
     def __post_init__(self, num_labels: int | None) -> None:
         self.check_fields()
@@ -208,6 +214,16 @@ class Mask2FormerConfig(Config):
     def from_backbone_config(cls, backbone_config: Any, **kwargs: Any) -> Mask2FormerConfig:
         """A configuration with this backbone; `kwargs` are the constructor's other arguments."""
         return cls(backbone_config=backbone_config, **kwargs)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels. Setting it makes new, unnamed labels, of which no things are known."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        self.id2label = _unnamed_labels(count)
+        self.thing_label_ids = None  # of the labels before
 
     @property
     def label2id(self) -> dict[str, int]:
@@ -315,16 +331,3 @@ def _unnamed_labels(count: Any) -> dict[int, str]:
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"num_labels is {count!r}; it must be an integer of at least 1.")
     return {index: f"LABEL_{index}" for index in range(count)}
-
-
-def _set_num_labels(config: Mask2FormerConfig, count: int) -> None:
-    config.id2label = _unnamed_labels(count)
-    config.thing_label_ids = None  # of the labels before
-
-
-# Outside of the class body, where the name stands for the argument of the constructor.
-Mask2FormerConfig.num_labels = property(
-    lambda config: len(config.id2label),
-    _set_num_labels,
-    doc="Number of labels. Setting it makes new, unnamed labels, of which no things are known.",
-)

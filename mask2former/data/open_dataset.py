@@ -23,8 +23,9 @@ from mask2former.io.errors import DataError
 
 __all__ = ["as_task", "available_splits", "find_dataset", "open_dataset"]
 
+_Option = Literal["images", "reduce_labels"]
 # In the order in which they are looked for, each with the option that is its own.
-_FORMATS = (
+_FORMATS: tuple[tuple[Any, _Option | None], ...] = (
     (huggingface_datasets, "reduce_labels"),
     (cityscapes, None),
     (coco_splits, "images"),
@@ -50,7 +51,7 @@ class FoundDataset:
 
     path: Path
     splits: Splits
-    option: Literal["images", "reduce_labels"] | None
+    option: _Option | None
 
     def open(
         self,
@@ -160,7 +161,7 @@ def find_dataset(path: str | os.PathLike[str]) -> FoundDataset:
     raise DataError(f"{path} holds no data set of a known format: {_KNOWN}.")
 
 
-def _file_format(path: Path) -> tuple[Any, Any]:
+def _file_format(path: Path) -> tuple[Any, _Option | None]:
     suffix = path.suffix.lower()
     if suffix not in (".json", ".yaml", ".yml"):
         raise DataError(f"{path} is no annotation file; give {_KNOWN}.")

@@ -69,7 +69,7 @@ class PackedRecords(Sequence[Any]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"Record {index} of {len(self)} was asked for.")
         index %= len(self)
-        return pickle.loads(self._block.numpy()[self._edges[index] : self._edges[index + 1]])
+        return pickle.loads(self._block.numpy()[self._edges[index] : self._edges[index + 1]].data)
 
 
 class Listing:

@@ -63,8 +63,8 @@ class _Split:
 
 # What `map` is, whether or not it works in several processes.
 _Map = Callable[[Callable[[int], tuple[dict, list[dict]]], Sequence[int]], Iterator]
-# Seed and split -> the picture's records for the json, if the format has one: (image, annotations).
-_Writer = Callable[[int, _Split], tuple[dict, list[dict]]]
+# Split and seed -> the picture's records for the json, if the format has one: (image, annotations).
+_Writer = Callable[[_Split, int], tuple[dict, list[dict]]]
 
 
 def render_dataset(
@@ -157,7 +157,7 @@ def _category_record(category: Category, kind: str) -> dict[str, Any]:
     return record | ({"isthing": int(category.is_thing)} if kind == "panoptic" else {})
 
 
-def _panoptic_scene(seed: int, split: _Split) -> tuple[dict, list[dict]]:
+def _panoptic_scene(split: _Split, seed: int) -> tuple[dict, list[dict]]:
     image, ids, segments = _picture(seed, split, split.root / split.name)
     path = split.root / "annotations" / f"panoptic_{split.name}" / image["file_name"]
     save_png(id_map_to_rgb(ids), path)
@@ -169,7 +169,7 @@ def _panoptic_scene(seed: int, split: _Split) -> tuple[dict, list[dict]]:
     return image, [annotation]
 
 
-def _instance_scene(seed: int, split: _Split) -> tuple[dict, list[dict]]:
+def _instance_scene(split: _Split, seed: int) -> tuple[dict, list[dict]]:
     image, ids, segments = _picture(seed, split, split.root / split.name)
     return image, [
         {
@@ -193,7 +193,7 @@ def _write_semantic(split: _Split, seeds: Sequence[int], run: _Map) -> None:
     write_text(split.root / "classes.txt", "\n".join(names) + "\n")
 
 
-def _semantic_scene(seed: int, split: _Split) -> tuple[dict, list[dict]]:
+def _semantic_scene(split: _Split, seed: int) -> tuple[dict, list[dict]]:
     image, ids, segments = _picture(seed, split, split.root / "images" / split.name)
     labels = np.zeros(int(ids.max()) + 1, np.uint8)
     for number, category in segments:
@@ -244,7 +244,7 @@ def _for_all(
     write: _Writer, split: _Split, seeds: Sequence[int], run: _Map
 ) -> Iterator[tuple[dict, list[dict]]]:
     """`write` on every seed; the results in the order of the seeds."""
-    results = run(partial(write, split=split), seeds)
+    results = run(partial(write, split), seeds)
     return iter(tqdm(results, f"rendering {split.name}", len(seeds), unit="scene"))
 
 

@@ -35,9 +35,9 @@ def shrunk(image: Tensor, ids: Tensor, side: int) -> tuple[Image.Image, np.ndarr
     small = Image.fromarray(ids.to(torch.int32).numpy())
     scale = side / max(picture.size)
     if scale < 1:
-        size = tuple(max(1, round(scale * edge)) for edge in picture.size)
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-        small = small.resize(size, Image.Resampling.NEAREST)
+        width, height = (max(1, round(scale * edge)) for edge in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        small = small.resize((width, height), Image.Resampling.NEAREST)
     return picture, np.asarray(small)
 
 

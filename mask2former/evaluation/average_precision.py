@@ -6,7 +6,7 @@ IoU", CVPR 2021.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ DILATION_RATIO = 0.02  # width of a boundary over the image's diagonal
 MAX_DETECTIONS = (1, 10, 100)  # per image and class
 AREAS = ("all", "small", "medium", "large")  # up to 32^2, 96^2 and 10^10 pixels
 
-RLE = Mapping[str, Any]
+RLE = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class AveragePrecision:
         ]
         return result
 
-    def _tables(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    def _tables(self, kind: Literal["segm", "boundary"]) -> tuple[np.ndarray, np.ndarray]:
         """Precision (overlaps, recalls, classes, areas, detections) and recall, without the second
         dimension; -1 where there is no truth."""
         from faster_coco_eval import COCO, COCOeval_faster
@@ -157,7 +157,7 @@ class AveragePrecision:
             masks = self.truths[image["id"]].masks or self.predictions[image["id"]].masks
             image["height"], image["width"] = masks[0]["size"] if masks else (1, 1)
         evaluation = COCOeval_faster(truth, found, kind, boundary_dilation_ratio=DILATION_RATIO)
-        evaluation.params.maxDets = list(MAX_DETECTIONS)
+        evaluation.params.maxDets = [*MAX_DETECTIONS]
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation.eval["precision"], evaluation.eval["recall"]

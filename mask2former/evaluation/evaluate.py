@@ -114,7 +114,7 @@ def evaluate(
     tally, failure = _Tally(dataset, metrics), None
     with _evaluating(model):
         share = range(rank, len(dataset), ranks)
-        truths = _read(_Truths(dataset, metrics, predictor.things), share, workers)
+        truths = _read(_Truths(dataset, metrics, predictor.things or ()), share, workers)
         for index, truth in tqdm(
             truths, "evaluating", len(share), unit="image", disable=not progress or rank > 0
         ):
@@ -125,9 +125,8 @@ def evaluate(
             else:
                 failure = truth
                 break
-    found = [(tally, failure)]
+    found = [(tally, failure)] * ranks
     if gather:
-        found = [None] * ranks
         # Every process must know of a failure in one, or the others would wait for it forever.
         distributed.all_gather_object(found, (tally, failure))
     total = _Tally(dataset, metrics)
@@ -229,18 +228,18 @@ class _Tally:
         """Segment one image and count what is right and wrong in it."""
         logits = predictor.logits(truth.image, truth.name)
         scores: dict[str, float] = {}
-        if self.panoptic is not None:
+        if self.panoptic is not None and truth.panoptic is not None:
             found = predictor.panoptic(logits)
             one = self._panoptic_quality()
             one.update(found.ids, found.segments, *truth.panoptic)
             self.panoptic.add(one)
             scores["pq"] = one.compute()["pq"]
-        if self.semantic is not None:
+        if self.semantic is not None and truth.semantic is not None:
             one = self._mean_iou()
             one.update(predictor.labels(logits), truth.semantic)
             self.semantic.add(one)
             scores["miou"] = one.compute()["miou"]
-        if self.instances is not None:
+        if self.instances is not None and truth.instances is not None:
             instances = predictor.instances(logits)
             self.instances.update(index, instances, truth.instances)
             if not scores:
@@ -251,13 +250,10 @@ class _Tally:
 
     def add(self, other: _Tally) -> None:
         """Add the counts of other images."""
-        for mine, theirs in (
-            (self.panoptic, other.panoptic),
-            (self.semantic, other.semantic),
-            (self.instances, other.instances),
-        ):
+        for name in ("panoptic", "semantic", "instances"):
+            mine = getattr(self, name)
             if mine is not None:
-                mine.add(theirs)
+                mine.add(getattr(other, name))
         self.images = sorted(self.images + other.images, key=lambda image: image["index"])
         self.skipped += other.skipped
 
@@ -278,9 +274,9 @@ class _Tally:
             for part in result["per_class"]:
                 del part["iou"]  # a sum over the matches; "sq" is their mean
             take(result)
-        if "ap" in self.metrics:
+        if self.instances is not None and "ap" in self.metrics:
             take(self.instances.compute())
-        if "boundary-ap" in self.metrics:
+        if self.instances is not None and "boundary-ap" in self.metrics:
             take(self.instances.compute("boundaries"), "boundary_")
         if self.semantic is not None:
             result = self.semantic.compute()

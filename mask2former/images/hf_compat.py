@@ -218,12 +218,12 @@ def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
             f"transformers cannot resize tensors by {Image.Resampling(resample).name}; with "
             f"hf_compat choose {', '.join(mode.name for mode in RESIZE_MODES)}."
         )
-    mode, on_cpu = RESIZE_MODES[resample], image.device.type == "cpu"
+    mode, on_cpu = RESIZE_MODES[Image.Resampling(resample)], image.device.type == "cpu"
     if size_of(image) == size:
         return image
     if mode == "nearest-exact":
         return F.interpolate(image[None], size=size, mode=mode)[0]
-    if mode == "lanczos" and (not on_cpu or torch.__version__ < (2, 12)):
+    if mode == "lanczos" and (not on_cpu or torch.__version__ < "2.12"):
         mode = "bicubic"
     as_bytes = on_cpu and (mode != "bilinear" or _has_fast_bilinear_bytes())
     if image.dtype != torch.uint8 or as_bytes:

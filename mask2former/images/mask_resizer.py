@@ -8,7 +8,7 @@ output row and per output column, and no row needs another.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,6 @@ from mask2former.images.resize import Size
 
 # Floats per working buffer, 16 MB in float32: small enough for caches, large enough for kernels.
 BAND_ELEMENTS = 1 << 22
-
-ImageSize = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,10 @@ class MaskResizer:
     """
 
     def __init__(
-        self, logits_size: Size, image_size: ImageSize | None, target_size: Size | None
+        self,
+        logits_size: Size,
+        image_size: Sequence[int] | None,
+        target_size: Sequence[int] | None,
     ) -> None:
         valid_height, valid_width, height, width = image_size or (None,) * 4
         rows, columns = target_size or (None, None)

@@ -72,7 +72,7 @@ def panoptic_segmentation(
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int] = (),
     target_sizes: Sequence[Size] | Tensor | None = None,
-) -> list[SegmentationDict]:
+) -> list[dict[str, Any]]:
     """Per image a dict of "segmentation", an int32 map (height, width) with 0 for void and ids from
     1, and "segments_info", one dict per id: id, label_id, was_fused, score.
 
@@ -180,7 +180,7 @@ def instance_segmentation(
     return_binary_maps: bool = False,
     thing_label_ids: Collection[int] | None = None,
     candidates: int | None = None,
-) -> list[SegmentationDict]:
+) -> list[dict[str, Any]]:
     """Per image a dict of "segmentation" and "segments_info", one dict per instance in order of
     falling score: id (from 1), label_id, was_fused (False), score.
 

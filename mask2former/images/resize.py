@@ -37,7 +37,7 @@ def resized_image(image: Tensor, size: Size, resample: int) -> Tensor:
 def resized_by_pillow(image: Tensor, size: Size, resample: int) -> Tensor:
     """(3, H, W) of uint8 or float32 resized by Pillow, plane by plane; dtype and device kept."""
     planes = [
-        np.array(Image.fromarray(plane.numpy()).resize(size[::-1], resample))
+        np.array(Image.fromarray(plane.numpy()).resize((size[1], size[0]), resample))
         for plane in image.cpu()
     ]
     return torch.from_numpy(np.stack(planes)).to(image.device)

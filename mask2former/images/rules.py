@@ -18,6 +18,36 @@ from mask2former.images.resize import (
 from mask2former.images.segmentation_maps import masks_and_labels
 
 
+def instance_segmentation(
+    outputs: Any,
+    threshold: float,
+    mask_threshold: float,
+    overlap_mask_area_threshold: float,
+    target_sizes: Sequence[Size] | Tensor | None,
+    *,
+    return_coco_annotation: bool,
+    return_binary_maps: bool,
+    thing_label_ids: Collection[int] | None,
+) -> list[dict[str, Any]]:
+    """As documented: ids count from 0, and void is -1."""
+    results = post_processing.instance_segmentation(
+        outputs,
+        threshold,
+        mask_threshold,
+        overlap_mask_area_threshold,
+        target_sizes,
+        return_coco_annotation=return_coco_annotation,
+        return_binary_maps=return_binary_maps,
+        thing_label_ids=thing_label_ids,
+    )
+    for result in results:
+        for segment in result["segments_info"]:
+            segment["id"] -= 1
+        if not (return_coco_annotation or return_binary_maps):
+            result["segmentation"] -= 1
+    return results
+
+
 class Rules:
     """The rules of the paper's code. `hf_compat.TransformersRules` has transformers'.
 
@@ -55,36 +85,7 @@ class Rules:
 
     semantic_segmentation = staticmethod(post_processing.semantic_segmentation)
     panoptic_segmentation = staticmethod(post_processing.panoptic_segmentation)
-
-    def instance_segmentation(
-        self,
-        outputs: Any,
-        threshold: float,
-        mask_threshold: float,
-        overlap_mask_area_threshold: float,
-        target_sizes: Sequence[Size] | Tensor | None,
-        *,
-        return_coco_annotation: bool,
-        return_binary_maps: bool,
-        thing_label_ids: Collection[int] | None,
-    ) -> list[post_processing.SegmentationDict]:
-        """As documented: ids count from 0, and void is -1."""
-        results = post_processing.instance_segmentation(
-            outputs,
-            threshold,
-            mask_threshold,
-            overlap_mask_area_threshold,
-            target_sizes,
-            return_coco_annotation=return_coco_annotation,
-            return_binary_maps=return_binary_maps,
-            thing_label_ids=thing_label_ids,
-        )
-        for result in results:
-            for segment in result["segments_info"]:
-                segment["id"] -= 1
-            if not (return_coco_annotation or return_binary_maps):
-                result["segmentation"] -= 1
-        return results
+    instance_segmentation = staticmethod(instance_segmentation)
 
     def labels_to_fuse(self, labels: int, thing_label_ids: Collection[int] | None) -> set[int]:
         """The labels whose panoptic segments are fused if nothing is said: stuff, if known."""

@@ -74,7 +74,8 @@ def label_colour(label_id: int, instance: int = 0) -> Colour:
     lightness += 0.2 * (2 * ((instance * _GOLDEN + 0.5) % 1) - 1)
     hue += 0.025 * (2 * ((instance * _GOLDEN**2 * 2 + 0.5) % 1) - 1)
     rgb = colorsys.hls_to_rgb(hue % 1, min(max(lightness, 0.22), 0.82), saturation)
-    return tuple(round(255 * channel) for channel in rgb)
+    red, green, blue = (round(255 * channel) for channel in rgb)
+    return red, green, blue
 
 
 def draw_segments(
@@ -197,7 +198,7 @@ def _draw_tags(
 ) -> None:
     """Writes name and score of every segment. Small segments choose their positions first."""
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=max(11, round(min(picture.size) / 36)))
+    font = pillow_font(max(11, round(min(picture.size) / 36)))
     ascent, descent = font.getmetrics()
     padding = max(2, round(font.size / 4))
     boxes = ndimage.find_objects(index, max_label=len(segments))
@@ -228,6 +229,13 @@ def _draw_tags(
         )
 
 
+def pillow_font(size: int) -> ImageFont.FreeTypeFont:
+    """The font that Pillow brings, `size` pixels high."""
+    font = ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # always, with a size
+    return font
+
+
 def _tag_text(segment: Mapping[str, Any], id2label: Mapping[int, str]) -> str:
     name = id2label.get(segment["label_id"], str(segment.get("label", segment["label_id"])))
     score = segment.get("score")
@@ -247,7 +255,8 @@ def _tag_boxes(
     # and heights of the tag, and a coarse grid is enough.
     step = max(1, min(mask.shape) // 128)
     coarse = np.pad(mask[::step, ::step], 1)
-    room = ndimage.distance_transform_edt(coarse, sampling=(step / height, step / width))
+    spacing = step / height, step / width
+    room = np.asarray(ndimage.distance_transform_edt(coarse, sampling=spacing))
     farthest = np.argwhere(room >= 0.95 * room.max())
     offsets = farthest - farthest.mean(axis=0)
     row, column = farthest[np.argmin((offsets**2).sum(axis=1))]
@@ -298,7 +307,7 @@ def side_by_side(panels: Sequence[tuple[str, Picture]]) -> Image.Image:
         else picture
         for picture in pictures
     ]
-    font = ImageFont.load_default(size=max(11, round(height / 24)))
+    font = pillow_font(max(11, round(height / 24)))
     gap = max(4, round(height / 48))
     title_height = sum(font.getmetrics()) + gap
     columns = [

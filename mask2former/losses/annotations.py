@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mask2former.images.resize import padded
+from mask2former.images.resize import padded, size_of
 from mask2former.losses.index_map import sample_index_map
 from mask2former_ops import point_sample
 
@@ -56,7 +56,7 @@ class Annotation:
 
     def with_padding(self, pixel_mask: Tensor) -> Annotation:
         """On a canvas, bool (H', W'), at least as large: ignored where `pixel_mask` is False."""
-        size, ignored = tuple(pixel_mask.shape), ~pixel_mask[None]
+        size, ignored = size_of(pixel_mask), ~pixel_mask[None]
         masks = padded(self.masks, size, 0 if self.ids is None else VOID)
         if self.ignored is not None:
             ignored = ignored | padded(self.ignored, size)

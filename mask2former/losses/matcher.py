@@ -56,7 +56,8 @@ def match(
         costs.append(torch.stack(cost))
     counts = [len(annotation.labels) for annotation in annotations]
     images = torch.cat(costs, -1).cpu().split(counts, -1)
-    return [assign(cost).to(mask_features.device).unbind() for cost in images]
+    pairs = [assign(cost).to(mask_features.device) for cost in images]
+    return [(queries, targets) for queries, targets in pairs]
 
 
 def assign(costs: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
+
 # What `checkpoint` is told here, by the names of its options.
-CHECKPOINT_OPTIONS = {"use_reentrant": False, "preserve_rng_state": True}
+CHECKPOINT_OPTIONS: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": True}
 
 
 class LayerStack(nn.Module):
@@ -96,8 +98,8 @@ class GradientCheckpointing:
         for part in self._parts():
             part.gradient_checkpointing = value
 
-    def _parts(self) -> list[nn.Module]:
-        model = getattr(self, "model", self)  # the bare model in the one with a class head
+    def _parts(self) -> list[Any]:
+        model: Any = getattr(self, "model", self)  # the bare model in the one with a class head
         return [model.backbone, model.pixel_decoder, model.transformer_decoder]
 
 
@@ -132,9 +134,8 @@ class _CountingOnce:
         self.frozen.close()
 
 
-def _batch_norms(network: nn.Module) -> list[nn.Module]:
-    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
-    return [m for m in network.modules() if isinstance(m, kinds) and m.track_running_stats]
+def _batch_norms(network: nn.Module) -> list[BatchNorm]:
+    return [m for m in network.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
 
 
 @contextmanager
@@ -144,7 +145,8 @@ def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
     saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-        norm.num_batches_tracked = norm.num_batches_tracked.clone()
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.export import register_dataclass
 
 
+@dataclass(eq=False)
 class ModelOutput(Mapping):
     """Base of the output dataclasses: fields by name or by position, absent ones left out.
 

@@ -10,6 +10,8 @@ A position of a feature map belongs to the image if its top left pixel does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -92,7 +94,7 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, pixel_mask: Tensor | None) -> Tens
     return mask_padding(affine.to(x.dtype), pixel_mask)
 
 
-def resize(x: Tensor, size: tuple[int, int], pixel_mask: Tensor | None) -> Tensor:
+def resize(x: Tensor, size: Sequence[int], pixel_mask: Tensor | None) -> Tensor:
     """Bilinear resize of (N, C, H, W) in which the padding is never seen."""
     x = replicate_edges(x, pixel_mask)
     return F.interpolate(x, size, mode="bilinear", align_corners=False)

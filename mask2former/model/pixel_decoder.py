@@ -4,7 +4,7 @@ feature map (Cheng et al. 2022, section 3.2.1 and appendix)."""
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +97,12 @@ def _conv_norm(in_channels: int, out_channels: int, kernel: int, bias: bool) -> 
     )
 
 
-def _apply(layers: nn.Sequential, x: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """Convolution and group norm of the image alone; `x` is zero in the padding."""
+def _convolutions(*parts: nn.Module) -> list[nn.Conv2d]:
+    return [m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)]
+
+
+def _apply(layers: Any, x: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """Those of `_conv_norm` on the image alone; `x` is zero in the padding."""
     convolution, norm = layers
     return group_norm(convolution(x), norm, pixel_mask)
 
@@ -146,16 +150,19 @@ class PixelDecoder(LayerStack):
     def _initialise(self) -> None:
         """As in the paper's code; deformable attention initialises itself."""
         nn.init.normal_(self.level_embed)
-        for layer in self.layers:
-            nn.init.xavier_uniform_(layer.fc1.weight)
-            nn.init.xavier_uniform_(layer.fc2.weight)
-        for convolution, _ in self.input_projections:
+        for layer in self.layers.modules():
+            if isinstance(layer, EncoderLayer):
+                nn.init.xavier_uniform_(layer.fc1.weight)
+                nn.init.xavier_uniform_(layer.fc2.weight)
+        for convolution in _convolutions(self.input_projections):
             nn.init.xavier_uniform_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
-        for convolution, _ in (*self.lateral_convs, *self.output_convs):
+        for convolution in _convolutions(
+            self.lateral_convs, self.output_convs, self.mask_projection
+        ):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
-        nn.init.kaiming_uniform_(self.mask_projection.weight, a=1)
-        nn.init.zeros_(self.mask_projection.bias)
+        for convolution in _convolutions(self):
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
 
     def forward(self, features: list[Tensor], pixel_mask: Tensor | None) -> PixelDecoderOutput:
         """`features` finest first; `pixel_mask` bool (N, H, W), True where there is image.

@@ -178,7 +178,8 @@ class TransformerDecoder(LayerStack):
             if isinstance(projection, nn.Conv2d):
                 nn.init.kaiming_uniform_(projection.weight, a=1)
                 projection.weight.mul_(gain)
-                nn.init.zeros_(projection.bias)
+                if projection.bias is not None:
+                    nn.init.zeros_(projection.bias)
 
     def embed_masks(self, states: Tensor) -> Tensor:
         """Mask embeddings (N, Q, mask_feature_size) of normalised states (N, Q, C)."""

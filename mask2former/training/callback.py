@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from PIL import Image
@@ -110,7 +110,7 @@ def by_prediction(losses: Mapping[str, float]) -> list[tuple[str, str, float]]:
     return found
 
 
-def headlines(metrics: Mapping[str, float]) -> list[str]:
+def headlines(metrics: Collection[str]) -> list[str]:
     """The names that are in `HEADLINES`, or all if none is."""
     return [name for name in HEADLINES if name in metrics] or list(metrics)
 

@@ -35,7 +35,7 @@ def draw_curves(records: Iterable[Mapping[str, Any]], path: Path) -> None:
     steps = [record for record in records if "loss" in record]
     evaluations = [record for record in records if "metrics" in record]
     if evaluations and steps:
-        panels = [["loss", "metrics"], ["loss", "lr"]]
+        panels: Any = [["loss", "metrics"], ["loss", "lr"]]
     elif steps:
         panels = [["loss", "lr"]]
     elif evaluations:
@@ -95,7 +95,12 @@ PANELS = {"loss": _draw_loss, "lr": _draw_lr, "metrics": _draw_metrics}
 
 
 def _plot(
-    axes: Axes, x: Sequence[float], y: Sequence[float], label: str | None, colour: str, **style: Any
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float] | np.ndarray,
+    label: str | None,
+    colour: str,
+    **style: Any,
 ) -> None:
     """A line, or a point if there is only one."""
     style = {"linewidth": 1.6, **style}

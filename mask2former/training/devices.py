@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+Network = TypeVar("Network", bound=nn.Module)
 # Errors with a sentence for the user.
 FAILURES = (DataError, RecipeError, FloatingPointError)
 
@@ -40,6 +41,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     # By default Accelerate looks for other processes only where there are GPUs.
     cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     state = PartialState(cpu=cpu, **patience.to_kwargs())
+    assert state.device is not None  # the state has one from its start
     _check_devices(recipe, state.device, state.num_processes)
     precision = _precision(recipe, state.device)
     _check_unchanged(precision)
@@ -84,7 +86,7 @@ def _check_unchanged(precision: str) -> None:
         )
 
 
-def synchronised(model: nn.Module) -> nn.Module:
+def synchronised(model: Network) -> Network:
     """The model with batch norms that see the images of all devices. Frozen ones stay."""
     for name, child in model.named_children():
         if isinstance(child, FrozenBatchNorm2d):
@@ -92,7 +94,7 @@ def synchronised(model: nn.Module) -> nn.Module:
         if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             child = nn.SyncBatchNorm.convert_sync_batchnorm(child)
         elif isinstance(child, nn.BatchNorm2d):  # timm's, which includes an activation
-            from timm.layers import convert_sync_batchnorm
+            from timm.layers import convert_sync_batchnorm  # pyright: ignore[reportMissingImports]
 
             child = convert_sync_batchnorm(child)
         else:
@@ -106,7 +108,8 @@ def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
     if accelerator.num_processes == 1:
         return list(flags)  # without waiting for a GPU
     counts = torch.tensor(flags, dtype=torch.float32, device=accelerator.device)
-    return (accelerator.reduce(counts, "sum") > 0).tolist()
+    total: Any = accelerator.reduce(counts, "sum")
+    return (total > 0).tolist()
 
 
 def together(accelerator: Accelerator, work: Callable[[], T]) -> T:
@@ -115,7 +118,8 @@ def together(accelerator: Accelerator, work: Callable[[], T]) -> T:
     If it raises one of `FAILURES` in any process, all processes raise the first such error. A
     process that raised it alone would leave the others waiting.
     """
-    result, error = None, None
+    result: Any = None
+    error = None
     try:
         result = work()
     except FAILURES as caught:

@@ -120,7 +120,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], start=1):  # the last one is empty or incomplete
         try:
             record = json.loads(line)
-            record["step"] + 0
+            _ = record["step"] + 0
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(
                 f"Line {number} of {path} is damaged ({error!r}); delete the line, or the file: it "

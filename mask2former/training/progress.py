@@ -69,7 +69,7 @@ class Progress(Callback):
         averages = StepAverages()
         for told in self.recent:
             averages.add(*told)
-        return averages.take()
+        return averages.take() or {}
 
     def _line(self, step: int) -> str:
         means = self._means()

@@ -215,12 +215,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def parse(field: dataclasses.Field, text: str) -> Any:
     """The value that a text on the command line means; RecipeError if it is of another kind."""
     what, _ = kind(field)
+    value: Any = text
     if what is int:
         with contextlib.suppress(ValueError):  # refused below, with what it should be
-            text = int(text)
+            value = int(text)
     elif typing.get_origin(what) is tuple:
-        text = [part for part in text.split(",") if part]
-    return _checked(field, text)
+        value = [part for part in text.split(",") if part]
+    return _checked(field, value)
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
@@ -267,12 +268,12 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     return tuple(_number(field, part, float) for part in value)
 
 
-def _number(field: dataclasses.Field, value: Any, what: type) -> int | float:
+def _number(field: dataclasses.Field, value: Any, what: type[int] | type[float]) -> int | float:
     low, high = field.metadata["low"], field.metadata["high"]
     try:
         # YAML takes 1e-4, without a point, for a text.
         number = float(value) if isinstance(value, str) and what is float else value
-        if isinstance(number, bool) or not isinstance(number, int | what):
+        if isinstance(number, bool) or not isinstance(number, (int, what)):
             raise ValueError
         if not low <= number <= high or not math.isfinite(number):
             raise ValueError

@@ -249,9 +249,9 @@ class _Run:
             losses, stopped = self._pass(batch, names, stopping)
             passes.append(torch.stack([loss.detach().float() for loss in losses.values()]))
         self.state.step += 1
-        values = self.accelerator.reduce(torch.stack(passes).mean(0), "mean").tolist()
+        means: Any = self.accelerator.reduce(torch.stack(passes).mean(0), "mean")
         seconds = time.perf_counter() - start
-        named = dict(zip(losses, values, strict=True))
+        named = dict(zip(losses, means.tolist(), strict=True))
         self._tell("on_step", named, lr, self.recipe.global_batch_size, seconds)
         return stopped
 
@@ -266,8 +266,8 @@ class _Run:
         from accelerate.utils import send_to_device
 
         with self.accelerator.accumulate(self.state.model):
-            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
-            losses = self.state.model(**batch)
+            inputs: Any = send_to_device(batch, self.accelerator.device, non_blocking=True)
+            losses = self.state.model(**inputs)
             bad = not bool(torch.isfinite(losses["loss"]))
             bad, stopped = any_process(self.accelerator, bad, stopping.is_set())
             if bad:
@@ -311,7 +311,7 @@ class _Run:
 
     def _evaluate_if_due(self) -> None:
         """Evaluate the model if it is time, and save it if it is the best so far."""
-        if not self._evaluation_is_due:
+        if self.evaluate is None or self.copy is None or not self._evaluation_is_due:
             return
         with self.state.averaged():
             weights = self.state.weights(EVERYWHERE)

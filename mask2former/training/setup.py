@@ -96,23 +96,23 @@ def train(
     if os.environ.get("RANK", "0") != "0":
         report = nothing
     check_run(out, recipe, resume)
-    dataset, validation = _open_both(data, validation, task, skip_bad)
-    if validation is not None:
-        _check_same_classes(dataset, validation)
+    dataset, val = _open_both(data, validation, task, skip_bad)
+    if val is not None:
+        _check_same_classes(dataset, val)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         processor = make_processor(model, processor, dataset, recipe)
-    model, sentences = make_model(model, dataset, recipe)
-    for reason in (*dataset.skipped, *(validation.skipped if validation else ())):
+    network, sentences = make_model(model, dataset, recipe)
+    for reason in (*dataset.skipped, *(val.skipped if val is not None else ())):
         report(f"skipped: {reason}")
     sentences += [str(warning.message) for warning in caught]
-    for sentence in (*_summary(model, dataset, validation, recipe), *sentences):
+    for sentence in (*_summary(network, dataset, val, recipe), *sentences):
         report(sentence)
     batches = partial(
         make_loader,
         dataset,
         processor,
-        augmentation(recipe, processor, model.config.ignore_value),
+        augmentation(recipe, processor, network.config.ignore_value),
         batch_size=recipe.images_per_pass,
         seed=recipe.seed,
         workers=recipe.dataloader_num_workers,
@@ -120,12 +120,12 @@ def train(
     )
     workers = recipe.dataloader_num_workers
     outcome = train_on_batches(
-        model,
+        network,
         processor,
         batches,
         recipe,
         out,
-        evaluate=validation and partial(_evaluation, processor, validation, skip_bad, workers),
+        evaluate=None if val is None else partial(_evaluation, processor, val, skip_bad, workers),
         callbacks=[
             Progress(recipe.max_steps),
             History(out, report=report),
@@ -248,8 +248,10 @@ def make_model(
         RecipeError: its backbone has no stochastic depth, but the recipe has a rate for it.
     """
     torch.manual_seed(recipe.seed)
-    given = model if isinstance(model, Mask2FormerForUniversalSegmentation) else None
-    config = given.config if given is not None else Mask2FormerConfig.from_pretrained(model)
+    if isinstance(model, Mask2FormerForUniversalSegmentation):
+        config = model.config
+    else:
+        config = Mask2FormerConfig.from_pretrained(os.fspath(model))
     config = Mask2FormerConfig.from_dict(config.to_dict())  # a copy, because it changes
     if recipe.dropout is not None:
         config.dropout = recipe.dropout
@@ -260,20 +262,21 @@ def make_model(
                 ") has no stochastic depth; leave drop_path out."
             )
         config.backbone_config.drop_path_rate = recipe.drop_path
-    if given is None:
-        model = Mask2FormerForUniversalSegmentation.from_pretrained(model, config=config)
-    else:
-        model = Mask2FormerForUniversalSegmentation(config)
-        model.load_state_dict(given.state_dict())
-        for ours, theirs in zip(model.parameters(), given.parameters(), strict=True):
+    if isinstance(model, Mask2FormerForUniversalSegmentation):
+        trained = Mask2FormerForUniversalSegmentation(config)
+        trained.load_state_dict(model.state_dict())
+        for ours, theirs in zip(trained.parameters(), model.parameters(), strict=True):
             ours.requires_grad_(theirs.requires_grad)
+    else:
+        name = os.fspath(model)
+        trained = Mask2FormerForUniversalSegmentation.from_pretrained(name, config=config)
     sentences = []
-    if model.config.id2label != dataset.id2label:
-        kept, new = set_classes(model, dataset.id2label)
+    if trained.config.id2label != dataset.id2label:
+        kept, new = set_classes(trained, dataset.id2label)
         sentences = [f"Class head: kept: {_names([*kept, 'no object'])}; new: {_names(new)}."]
-    model.config.task = dataset.task
-    model.config.thing_label_ids = sorted(dataset.thing_label_ids)
-    return model, sentences
+    trained.config.task = dataset.task
+    trained.config.thing_label_ids = sorted(dataset.thing_label_ids)
+    return trained, sentences
 
 
 def make_processor(
@@ -288,7 +291,7 @@ def make_processor(
     elif isinstance(model, Mask2FormerForUniversalSegmentation):
         processor = Mask2FormerImageProcessor()
     else:
-        processor = load_processor(model)
+        processor = load_processor(os.fspath(model))
     processor.thing_label_ids = sorted(dataset.thing_label_ids)
     if recipe.short_side is not None:
         processor.size = _resized(processor.size, recipe.short_side)

@@ -79,7 +79,8 @@ class TrainingState:
     def clip(self) -> Tensor:
         """Limit the norm of the whole model's gradient. Returns the norm before."""
         limit = self.recipe.max_grad_norm or math.inf
-        return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        return norm
 
     def update(self) -> None:
         """Update the weights and their average.
@@ -95,7 +96,7 @@ class TrainingState:
 
     def weights(self, where: StateDictOptions = ON_CPU) -> dict[str, Tensor]:
         """Parameters and buffers by name. With `ON_CPU` only the first process gets them."""
-        state = get_model_state_dict(self.model, options=where)
+        state: dict[str, Any] = get_model_state_dict(self.model, options=where)
         # Cloned, because on a CPU these are the model's own tensors.
         return {
             name.removeprefix("model."): tensor.clone(memory_format=torch.contiguous_format)
@@ -127,6 +128,7 @@ class TrainingState:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load a checkpoint of the same recipe and of tensors of the same shapes."""
         if self.average is not None:
+            assert checkpoint.average is not None  # the recipe is the same
             with self.average.applied():
                 self._load(checkpoint.average)
             self.average.updates = checkpoint.progress["averaged_updates"]
@@ -141,7 +143,7 @@ class TrainingState:
         self.step = checkpoint.step
 
     def _load(self, weights: dict[str, Tensor]) -> None:
-        named = {f"model.{name}": tensor for name, tensor in weights.items()}
+        named: dict[str, Any] = {f"model.{name}": tensor for name, tensor in weights.items()}
         set_model_state_dict(self.model, named, options=ON_CPU)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from mask2former.data.batches import make_loader
 from mask2former.data.scene_dataset import SceneDataset
 from mask2former.images.processor import Mask2FormerImageProcessor
 from mask2former.losses.annotations import Annotation
+from mask2former.model.backbones import Backbone
 from mask2former.scenes.scene import HELD_OUT_SEEDS, ID2LABEL, THING_LABEL_IDS
 from mask2former.training.optimizer import make_schedule, parameter_groups
 from mask2former.training.progress import Progress
@@ -101,7 +103,7 @@ def scene_batches(batch_size: int, steps: int, seed: int, workers: int, first_st
     )
 
 
-def pretrain(backbone: nn.Module, batches: Iterable[dict], steps: int) -> None:
+def pretrain(backbone: Backbone, batches: Iterable[dict], steps: int) -> None:
     """Teach a backbone the class at every position of its three coarser feature maps.
 
     From scratch, a Mask2Former learns masks early and classes very late, because gradients of
@@ -121,7 +123,7 @@ def pretrain(backbone: nn.Module, batches: Iterable[dict], steps: int) -> None:
     for batch in progress:
         truth = class_maps(batch["annotations"])
         features = backbone(batch["pixel_values"])[1:]
-        loss = sum(
+        loss: Any = sum(
             F.cross_entropy(head(feature), resized_classes(truth, feature), weight)
             for head, feature in zip(heads, features, strict=True)
         )

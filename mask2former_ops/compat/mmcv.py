@@ -111,13 +111,9 @@ class MultiScaleDeformableAttention(MSDeformAttn):
             ValueError: one of the three without a default is missing, or `reference_points` has
                 neither 2 nor 4 coordinates.
         """
-        for name, tensor in (
-            ("reference_points", reference_points),
-            ("spatial_shapes", spatial_shapes),
-            ("level_start_index", level_start_index),
-        ):
-            if tensor is None:
-                raise ValueError(f"MultiScaleDeformableAttention needs {name}, but it is None.")
+        reference_points = _given("reference_points", reference_points)
+        spatial_shapes = _given("spatial_shapes", spatial_shapes)
+        level_start_index = _given("level_start_index", level_start_index)
         value = query if value is None else value
         identity = residual if identity is None else identity
         identity = query if identity is None else identity
@@ -131,6 +127,12 @@ class MultiScaleDeformableAttention(MSDeformAttn):
         if not self.batch_first:
             output = output.transpose(0, 1)
         return self.dropout(output) + identity
+
+
+def _given(name: str, tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise ValueError(f"MultiScaleDeformableAttention needs {name}, but it is None.")
+    return tensor
 
 
 def point_sample(

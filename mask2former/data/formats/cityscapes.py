@@ -16,6 +16,7 @@ import torch
 from mask2former.data.dataset import VOID, Sample, SegmentationDataset, Splits
 from mask2former.data.label_maps import read_label_map
 from mask2former.data.records import BadRecords, Listing, PackedRecords, read_pixels
+from mask2former.images.resize import size_of
 from mask2former.io.errors import DataError
 
 
@@ -108,7 +109,7 @@ class Cityscapes(SegmentationDataset):
         path = self.folder / self.name(index)
         image = read_pixels(path)
         truth = self._map_path(path)
-        ids = read_label_map(truth, image.shape[-2:])
+        ids = read_label_map(truth, size_of(image))
         masks, labels, crowd = _segments(ids, truth)
         return Sample(self.name(index), image, masks, labels, crowd)
 

@@ -53,14 +53,14 @@ class CocoInstances(SegmentationDataset):
     def __init__(self, file: CocoFile, images: Path | None = None, skip_bad: bool = False) -> None:
         require_mask_api()
         image_list, annotations, categories = file.lists()
-        self.file = file = file.path
-        categories = read_categories(categories, values_of(annotations, "category_id"), file)
+        self.file = path = file.path
+        categories = read_categories(categories, values_of(annotations, "category_id"), path)
         self.category_ids = [category["id"] for category in categories]
         self.id2label = {label: category["name"] for label, category in enumerate(categories)}
         self.thing_label_ids = list(self.id2label)
         bad = BadRecords(skip_bad)
-        folder = images or find_images(image_list, file)
-        entries = read_images(image_list, folder, file, bad)
+        folder = images or find_images(image_list, path)
+        entries = read_images(image_list, folder, path, bad)
         listed = values_of(image_list, "id")
         objects = self._read_annotations(annotations, entries, listed, bad)
         self._records = PackedRecords(

@@ -82,7 +82,8 @@ def decode(segmentation: Segmentation, size: tuple[int, int], where: str) -> np.
 
     try:
         if isinstance(segmentation, list):
-            rle = mask_api.merge(mask_api.frPyObjects(segmentation, *size))
+            rles: Any = mask_api.frPyObjects(segmentation, *size)
+            rle = mask_api.merge(rles)
         elif isinstance(segmentation["counts"], list):
             rle = _compressed(segmentation["counts"], size)
         else:
@@ -92,7 +93,7 @@ def decode(segmentation: Segmentation, size: tuple[int, int], where: str) -> np.
         raise DataError(f"{where}: its mask cannot be decoded ({error}).") from error
 
 
-def _compressed(counts: list[int], size: tuple[int, int]) -> dict[str, Any]:
+def _compressed(counts: list[int], size: tuple[int, int]) -> Any:
     from faster_coco_eval.core import mask as mask_api
 
     if not all(type(count) is int and count >= 0 for count in counts):

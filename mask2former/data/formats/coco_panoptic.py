@@ -54,19 +54,19 @@ class CocoPanoptic(SegmentationDataset):
 
     def __init__(self, file: CocoFile, images: Path | None = None, skip_bad: bool = False) -> None:
         image_list, annotations, categories = file.lists()
-        self.file = file = file.path
-        maps = png_folder(file)
+        self.file = path = file.path
+        maps = png_folder(path)
         if maps is None:
-            raise DataError(f"{file} has no folder {file.stem} beside it; put its PNG files there.")
-        categories = read_categories(categories, _used(annotations), file)
+            raise DataError(f"{path} has no folder {path.stem} beside it; put its PNG files there.")
+        categories = read_categories(categories, _used(annotations), path)
         self.category_ids = [category["id"] for category in categories]
         self.id2label = {label: category["name"] for label, category in enumerate(categories)}
         self.thing_label_ids = [
-            label for label, category in enumerate(categories) if _is_thing(category, file)
+            label for label, category in enumerate(categories) if _is_thing(category, path)
         ]
         bad = BadRecords(skip_bad)
-        folder = images or find_images(image_list, file, not_here=maps)
-        entries = read_images(image_list, folder, file, bad)
+        folder = images or find_images(image_list, path, not_here=maps)
+        entries = read_images(image_list, folder, path, bad)
         listed = values_of(image_list, "id")
         records = self._read_annotations(annotations, entries, listed, maps, bad)
         self._require_all(entries, annotations, bad)

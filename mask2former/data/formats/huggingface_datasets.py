@@ -27,6 +27,7 @@ from mask2former.data.formats.label_folder import ONLY_SPLIT
 from mask2former.data.label_maps import class_segments, label_array
 from mask2former.data.records import BadRecords
 from mask2former.images.read import DECODING_ERRORS
+from mask2former.images.resize import size_of
 from mask2former.images.tensors import rgb_image
 from mask2former.io.errors import DataError
 from mask2former.io.files import read_json
@@ -69,7 +70,9 @@ class _Folder:
             raise DataError(
                 f"{self.root} cannot be loaded ({error}); save it to disk again."
             ) from error
-        return {ONLY_SPLIT: splits} if isinstance(splits, datasets.Dataset) else dict(splits)
+        if isinstance(splits, datasets.Dataset):
+            return {ONLY_SPLIT: splits}
+        return {str(name): rows for name, rows in splits.items()}
 
     def _find_numbers(self, label_map: str, reduce_labels: bool, skip_bad: bool) -> ClassNumbers:
         """The classes of all label maps, whose column is `label_map`."""
@@ -128,15 +131,15 @@ def _fields(feature: Any) -> dict[str, Any]:
 
 def _records(lists: dict[str, list[Any] | None], where: str) -> list[dict[str, Any]]:
     """A record of lists as a list of records."""
-    lists = {key: values for key, values in lists.items() if values is not None}
-    lengths = {key: len(values) for key, values in lists.items()}
+    given = {key: values for key, values in lists.items() if values is not None}
+    lengths = {key: len(values) for key, values in given.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
             f"{where} has objects whose fields differ in number ("
             + ", ".join(f"{number} of {key}" for key, number in lengths.items())
             + "); give every object each of them."
         )
-    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
 
 
 def _row(rows: Any, index: int, where: str) -> dict[str, Any]:
@@ -197,7 +200,7 @@ class SemanticRows(_Rows):
         where = self._where(index)
         row = _row(self.rows, index, where)
         image = _pixels(row[self.columns[0]], where)
-        values = _label_array(row[self.columns[1]], where, image.shape[-2:])
+        values = _label_array(row[self.columns[1]], where, size_of(image))
         masks, labels = class_segments(self.numbers.classes_of(values, where))
         crowd = torch.zeros(len(labels), dtype=torch.bool)
         return Sample(self.name(index), image, masks, labels, crowd)

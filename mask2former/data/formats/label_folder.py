@@ -18,6 +18,7 @@ from mask2former.data.formats.class_numbers import ClassNumbers, find_class_numb
 from mask2former.data.label_maps import class_segments, read_label_map
 from mask2former.data.records import BadRecords, PackedRecords, files_below, read_pixels
 from mask2former.images.read import IMAGE_SUFFIXES
+from mask2former.images.resize import size_of
 from mask2former.io.errors import DataError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img_dir", "JPEGImages")
@@ -126,7 +127,7 @@ class LabelFolder(SegmentationDataset):
         name, label_name = self._records[index]
         image = read_pixels(self.folders.images / name)
         path = self.folders.labels / label_name
-        values = read_label_map(path, image.shape[-2:])
+        values = read_label_map(path, size_of(image))
         masks, labels = class_segments(self.numbers.classes_of(values, str(path)))
         return Sample(name, image, masks, labels, torch.zeros(len(labels), dtype=torch.bool))
 

@@ -18,6 +18,7 @@ from mask2former.data.dataset import Sample, SegmentationDataset, Splits
 from mask2former.data.formats.coco_mask import check_polygon, decode, require_mask_api
 from mask2former.data.records import BadRecords, Listing, PackedRecords, files_below, read_pixels
 from mask2former.images.read import IMAGE_SUFFIXES
+from mask2former.images.resize import size_of
 from mask2former.io.errors import DataError
 
 _SPLITS = ("train", "val", "test")
@@ -103,7 +104,7 @@ class Yolo(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample:
         path, label_file = self._records[index]
         image = read_pixels(path)
-        size = tuple(image.shape[-2:])
+        size = size_of(image)
         objects = [] if label_file is None else read_polygons(label_file, len(self.id2label))
         masks = np.zeros((len(objects), *size), bool)
         for mask, (line, _, points) in zip(masks, objects, strict=True):

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mask2former.data.dataset import Sample, SegmentationDataset
 from mask2former.data.sample_picture import named, panoptic_map, shrunk
-from mask2former.images.visualization import draw_segments
+from mask2former.images.visualization import draw_segments, pillow_font
 from mask2former.io.errors import DataError
 
 TILE = 448  # longer side of a picture, in pixels
@@ -76,13 +76,13 @@ def _tile(sample: Sample, dataset: SegmentationDataset) -> Image.Image:
     drawn = _darkened(picture, ids == 0) if sample.masks.dim() == 2 else picture
     drawn = draw_segments(drawn, ids, named(segments, dataset.id2label))
     scale = TILE / max(picture.size)
-    size = tuple(max(1, round(scale * side)) for side in picture.size)
-    font = ImageFont.load_default(size=15)
-    tile = Image.new("RGB", (2 * size[0] + _SEAM, size[1] + 24), _PAPER)
+    width, height = (max(1, round(scale * side)) for side in picture.size)
+    font = pillow_font(15)
+    tile = Image.new("RGB", (2 * width + _SEAM, height + 24), _PAPER)
     for column, panel in enumerate((picture, drawn)):
-        panel = panel.resize(size, Image.Resampling.BICUBIC)
-        tile.paste(panel, (column * (size[0] + _SEAM), 0))
-    middle = tile.width / 2, size[1] + 3
+        panel = panel.resize((width, height), Image.Resampling.BICUBIC)
+        tile.paste(panel, (column * (width + _SEAM), 0))
+    middle = tile.width / 2, height + 3
     text = _shortened(sample.name, font, tile.width)
     ImageDraw.Draw(tile).text(middle, text, fill=_INK, font=font, anchor="ma")
     return tile

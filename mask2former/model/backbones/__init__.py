@@ -5,17 +5,17 @@ maps pixel values (N, 3, H, W), with or without a pixel mask, to a list of featu
 first.
 """
 
-from torch import nn
-
 from mask2former.checkpoints.backbone import load_backbone_weights
 from mask2former.configuration import Mask2FormerConfig
+from mask2former.model.backbones.library import LibraryBackbone
 from mask2former.model.backbones.resnet import ResNetBackbone
 from mask2former.model.backbones.swin import SwinBackbone
 
+Backbone = SwinBackbone | ResNetBackbone | LibraryBackbone
 BACKBONES = {"swin": SwinBackbone, "resnet": ResNetBackbone}
 
 
-def make_backbone(config: Mask2FormerConfig) -> nn.Module:
+def make_backbone(config: Mask2FormerConfig) -> Backbone:
     """The backbone that `config` describes.
 
     Its weights are random, or with `use_pretrained_backbone` the named model's.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,6 +40,8 @@ class LibraryBackbone(nn.Module):
     Raises:
         ValueError: a plain vision transformer has neither one map nor one for each stride.
     """
+
+    body: Any  # an nn.Module with the library's own methods
 
     def __init__(
         self,

@@ -111,7 +111,7 @@ class ResNetBackbone(LayerStack):
         x = mask_padding(self.pool(x), pixel_mask)
         features = []
         for index, stage in enumerate(self.stages):
-            for block in stage:
+            for block in stage.children():
                 x = self.run(block, x, pixel_mask)
             if f"stage{index + 1}" in self.out_features:
                 features.append(x)

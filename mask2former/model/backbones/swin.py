@@ -120,7 +120,9 @@ class SwinBackbone(LayerStack):
 
     def _initialise(self, std: float) -> None:
         """As in Swin's own code: the patch embedding keeps nn.Conv2d's default."""
-        tables = [m.position_bias for m in self.modules() if isinstance(m, WindowAttention)]
+        tables: list[Tensor] = [
+            m.position_bias for m in self.modules() if isinstance(m, WindowAttention)
+        ]
         if self.position is not None:
             tables.append(self.position)
         for module in self.modules():
@@ -131,21 +133,13 @@ class SwinBackbone(LayerStack):
         for table in tables:
             nn.init.trunc_normal_(table, std=std)
 
-    def _absolute_position(self, height: int, width: int) -> Tensor:
-        side = math.isqrt(self.position.shape[1])
-        position = self.position.view(1, side, side, -1)
-        if (height, width) == (side, side):
-            return position
-        position = F.interpolate(position.permute(0, 3, 1, 2), (height, width), mode="bicubic")
-        return position.permute(0, 2, 3, 1)
-
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> list[Tensor]:
         """`pixel_mask` bool (N, H, W), True where there is image; outputs are zero elsewhere."""
         pixel_values = mask_padding(pixel_values, pixel_mask)
         x = self.patch_embed(pad_to_multiple(pixel_values, self.config.patch_size))
         x = self.patch_norm(x.permute(0, 2, 3, 1))
         if self.position is not None:
-            x = x + self._absolute_position(x.shape[1], x.shape[2])
+            x = x + _resized_position(self.position, x.shape[1], x.shape[2])
         x = self.dropout(x)
         features = []
         valid = None
@@ -155,10 +149,20 @@ class SwinBackbone(LayerStack):
                 x = self.run(self.merges[index - 1], x)
             if pixel_mask is not None:
                 valid = mask_at(pixel_mask, *x.shape[1:3])
-            for block in blocks:
+            for block in blocks.children():
                 x = self.run(block, x, valid)
             name = f"stage{index + 1}"
             if name in self.norms:
                 feature = self.norms[name](x).permute(0, 3, 1, 2)
                 features.append(mask_padding(feature, pixel_mask))
         return features
+
+
+def _resized_position(position: Tensor, height: int, width: int) -> Tensor:
+    """The embedding (1, side^2, C) of a square of patches as (1, height, width, C)."""
+    side = math.isqrt(position.shape[1])
+    position = position.view(1, side, side, -1)
+    if (height, width) == (side, side):
+        return position
+    position = F.interpolate(position.permute(0, 3, 1, 2), (height, width), mode="bicubic")
+    return position.permute(0, 2, 3, 1)

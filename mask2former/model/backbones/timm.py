@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mask2former.configuration.backbones import TimmBackboneConfig
 from mask2former.io.errors import DataError
@@ -62,7 +62,7 @@ class TimmBackbone(LibraryBackbone):
             body = _create(config, features_only=True, out_indices=chosen, **options)
             widths = [entry["num_chs"] for entry in info]
         if config.freeze_batch_norm_2d:
-            from timm.layers import freeze_batch_norm_2d
+            from timm.layers import freeze_batch_norm_2d  # pyright: ignore[reportMissingImports]
 
             body = freeze_batch_norm_2d(body)
         super().__init__(
@@ -91,16 +91,16 @@ class TimmBackbone(LibraryBackbone):
         return value
 
 
-def _create(config: TimmBackboneConfig, pretrained: bool = False, **options: Any) -> nn.Module:
-    import timm
+def _create(config: TimmBackboneConfig, pretrained: bool = False, **options: Any) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
+    from timm.models import create_model  # pyright: ignore[reportMissingImports]
 
     name = config.backbone
     options = {"in_chans": config.num_channels, **options}
     if config.output_stride is not None:
         options["output_stride"] = config.output_stride
     try:
-        return timm.create_model(name, pretrained=pretrained, **options, **config.model_kwargs)
+        return create_model(name, pretrained=pretrained, **options, **config.model_kwargs)
     except (OSError, HfHubHTTPError) as error:
         raise DataError(
             f"timm could not fetch {name!r} ({error}); connect to the network, or leave out "

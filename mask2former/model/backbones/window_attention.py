@@ -29,6 +29,8 @@ class WindowAttention(nn.Module):
         shift: rows and columns by which maps are shifted before they are cut into windows.
     """
 
+    position_index: Tensor
+
     def __init__(self, config: SwinConfig, dim: int, num_heads: int, shift: int) -> None:
         super().__init__()
         self.num_heads, self.window, self.shift = num_heads, config.window_size, shift

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mask2former.model.padding import valid_sizes
+
+Length = TypeVar("Length", int, Tensor)
 
 
 def into_windows(x: Tensor, size: int, shift: int) -> Tensor:
@@ -28,7 +32,7 @@ def out_of_windows(windows: Tensor, height: int, width: int, size: int, shift: i
     return x[:, :height, :width]
 
 
-def whole_windows(length: int | Tensor, size: int) -> int | Tensor:
+def whole_windows(length: Length, size: int) -> Length:
     """`length` rounded up to a multiple of `size`."""
     return -(-length // size) * size
 
