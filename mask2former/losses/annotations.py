@@ -145,8 +145,8 @@ def make_annotations(
     annotations = []
     for i, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
         _check_shapes(masks, labels, i, size)
-        labels = labels.to(masks.device, torch.int64)
         _check_classes(labels, i, num_labels, ignore_value)
+        labels = labels.to(masks.device, torch.int64)
         if masks.dim() == 2:
             annotation = _from_index_map(masks, labels, i)
         else:
@@ -176,6 +176,8 @@ def check_annotations(
                 f"annotations[{i}] has masks of shape {shape}, but pixel_values are {size}; make "
                 "annotations of that size."
             )
+        if len(annotation.labels) > 0 and annotation.num_labels == 0:
+            raise ValueError(f"annotations[{i}] was never checked; make it with make_annotations.")
         if annotation.num_labels > num_labels:
             raise ValueError(
                 f"annotations[{i}] is of {annotation.num_labels} classes, but the model knows "
@@ -218,7 +220,7 @@ def _is_ignored(masks: Tensor, ignore_value: int) -> Tensor:
 
 
 def _check_shapes(masks: Tensor, labels: Tensor, i: int, size: tuple[int, int]) -> None:
-    counted = labels.dim() == 1 and (masks.dim() == 2 or len(masks) == len(labels))
+    counted = labels.dim() == 1 and masks.shape[:-2] in ((), labels.shape)
     if masks.dim() not in (2, 3) or masks.shape[-2:] != size or not counted:
         raise ValueError(
             f"mask_labels[{i}] has shape {tuple(masks.shape)} and class_labels[{i}] "
@@ -228,6 +230,8 @@ def _check_shapes(masks: Tensor, labels: Tensor, i: int, size: tuple[int, int]) 
 
 
 def _check_classes(labels: Tensor, i: int, num_labels: int, ignore_value: int) -> None:
+    if labels.is_floating_point() and len(labels) > 0:
+        raise ValueError(f"class_labels[{i}] is {labels.dtype}; give integers.")
     known = ((labels >= 0) & (labels < num_labels)) | (labels == ignore_value)
     if not bool(known.all()):
         raise ValueError(

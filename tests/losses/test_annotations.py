@@ -262,3 +262,20 @@ def test_an_annotation_moves_to_a_device_as_a_whole():
         for name in ("masks", "labels", "ignored", "ids"):
             assert after[name].is_meta if before[name] is not None else after[name] is None
         assert after["num_labels"] == 3
+
+
+def test_a_mask_without_dimensions_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r"mask_labels\[0\] has shape \(\) and class_labels\[0\]"):
+        annotations([torch.tensor(1)], [torch.tensor([0])])
+
+
+def test_class_labels_are_integers_unless_there_are_none():
+    with pytest.raises(ValueError, match=r"class_labels\[0\] is torch.float32; give integers"):
+        annotations([ONE], [torch.tensor([1.7])])
+    assert annotations([ONE[:0]], [torch.tensor([])])[0].labels.dtype == torch.int64
+
+
+def test_annotations_that_nobody_checked_are_refused():
+    made = Annotation(ONE.bool(), torch.tensor([7]))
+    with pytest.raises(ValueError, match=r"annotations\[0\] was never checked"):
+        check_annotations([made], 1, SIZE, 3)
