@@ -149,7 +149,7 @@ OTHER_HEAD = {"class_predictor.weight": ((4, 32), (8, 32)), "class_predictor.bia
 
 def test_other_classes_are_refused_with_every_key_and_both_shapes(model, tmp_path):
     model.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="ignore_mismatched_sizes=True to train") as caught:
+    with pytest.raises(DataError, match="ignore_mismatched_sizes=True to re-initialise") as caught:
         Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path, num_labels=7)
     for name, (found, expected) in OTHER_HEAD.items():
         assert f"{name} has shape {found} instead of {expected}" in str(caught.value)

@@ -43,7 +43,7 @@ def test_an_option_or_a_task_that_does_not_apply_to_the_data_is_a_usage_error(tm
     render_dataset(tmp_path, "semantic", [1], [], 32)
     found = find_dataset(tmp_path)
     assert open_data(found, None, None, False, False).task == "semantic"
-    with pytest.raises(UsageError, match="none for instance"):
+    with pytest.raises(UsageError, match="does not suit instance"):
         open_data(found, None, None, False, False, "instance")
     with pytest.raises(UsageError, match="--images"):
         open_data(found, None, tmp_path, False, False)
