@@ -20,7 +20,8 @@ STABLE = re.compile(
     r"|(?!.*N(2at|3c10|5torch)\d)_ZN?K?[RO]?St\w+"  # the C++ library, of no type of torch
     r"|_Z(nw|na|dl|da)\w+|__cxa_\w+|__gxx_\w+"
     r"|__gmon_start__|_ITM_\w+|__dso_handle"
-    r"|__(asan|ubsan|sanitizer)_\w+"  # make test-sanitize
+    # make test-sanitize, where the sanitizers stand in front of functions of the C library
+    r"|__(asan|ubsan|sanitizer)_\w+|(mem|str)(chr|cmp|cpy|len|move|set)"
 )
 WIDE = {"avx2": {"ymm"}, "avx512": {"ymm", "zmm"}}  # registers that each set has beyond SSE
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
