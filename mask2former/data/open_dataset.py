@@ -21,7 +21,7 @@ from mask2former.data.formats import (
 from mask2former.data.task import as_task
 from mask2former.io.errors import DataError
 
-__all__ = ["as_task", "available_splits", "find_dataset", "open_dataset"]
+__all__ = ["as_task", "find_dataset", "open_dataset"]
 
 _Option = Literal["images", "reduce_labels"]
 # In the order in which they are looked for, each with the option that is its own.
@@ -133,15 +133,6 @@ def open_dataset(
     """
     found = find_dataset(path)
     return found.open(split, images=images, reduce_labels=reduce_labels, skip_bad=skip_bad)
-
-
-def available_splits(path: str | os.PathLike[str]) -> list[str]:
-    """The names of a data set's splits; ["all"] where there are none.
-
-    Raises:
-        DataError: there is no such path, or nothing known is there.
-    """
-    return list(find_dataset(path).splits)
 
 
 def find_dataset(path: str | os.PathLike[str]) -> FoundDataset:

@@ -12,7 +12,6 @@ from mask2former.data.formats.label_folder import LabelFolder
 from mask2former.data.formats.yolo import Yolo
 from mask2former.data.open_dataset import (
     as_task,
-    available_splits,
     find_dataset,
     open_dataset,
 )
@@ -85,7 +84,7 @@ def write_yolo(root, *splits):
 )
 def test_formats_are_recognised(tmp_path, write, kind):
     write(tmp_path, "train", "val")
-    assert available_splits(tmp_path) == ["train", "val"]
+    assert list(find_dataset(tmp_path).splits) == ["train", "val"]
     for split in (None, "train", "val"):
         dataset = open_dataset(str(tmp_path), split)
         assert type(dataset) is kind
@@ -155,7 +154,7 @@ def test_a_file_is_its_own_split_and_leads_to_those_beside_it(tmp_path):
     file = tmp_path / "annotations" / "instances_val.json"
     assert open_dataset(file).file == file
     assert open_dataset(file, "train").file.name == "instances_train.json"
-    assert available_splits(file) == ["train", "val"]
+    assert list(find_dataset(file).splits) == ["train", "val"]
 
 
 def test_of_instances_and_panoptic_files_one_must_be_given(tmp_path):
@@ -222,7 +221,7 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     with pytest.raises(DataError, match="nowhere does not exist"):
         open_dataset(tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds no data set of a known format"):
-        available_splits(tmp_path)
+        find_dataset(tmp_path)
     (tmp_path / "a.txt").touch()
     with pytest.raises(DataError, match="a.txt is no annotation file"):
         open_dataset(tmp_path / "a.txt")

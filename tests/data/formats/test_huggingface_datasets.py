@@ -6,7 +6,7 @@ from PIL import Image
 
 from mask2former.data.dataset import VOID
 from mask2former.data.formats.huggingface_datasets import find_splits
-from mask2former.data.open_dataset import available_splits, open_dataset
+from mask2former.data.open_dataset import find_dataset, open_dataset
 from mask2former.io.errors import DataError
 
 datasets = pytest.importorskip("datasets")
@@ -76,7 +76,7 @@ def test_label_maps_are_read(tmp_path):
 def test_other_names_of_columns_are_known_and_names_of_classes_read(tmp_path):
     semantic_rows(map_column="label", image_column="pixel_values").save_to_disk(tmp_path)
     (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
-    assert available_splits(tmp_path) == ["all"]
+    assert list(find_dataset(tmp_path).splits) == ["all"]
     dataset = open_dataset(tmp_path)
     assert dataset.id2label == {0: "sky", 1: "road", 2: "car"}
     assert pickle.loads(pickle.dumps(dataset))[0].labels.tolist() == [0, 1, 2]
