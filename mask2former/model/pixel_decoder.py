@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mask2former.configuration import NUM_LEVELS, NUM_POINTS, Mask2FormerConfig
 from mask2former.model.gradient_checkpointing import LayerStack
@@ -64,7 +63,7 @@ class EncoderLayer(nn.Module):
 
     def mlp(self, x: Tensor) -> Tensor:
         """Two linear layers with a ReLU between them, on each position."""
-        return self.fc2(self.dropout(F.relu(self.fc1(x))))
+        return self.fc2(self.dropout(self.fc1(x).relu_()))
 
 
 def reference_points(valid: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -212,7 +211,7 @@ class PixelDecoder(LayerStack):
         for layer in self.layers:
             x = self.run(layer, x, position, points, spatial_shapes, level_start_index, padding)
         levels = [
-            part.transpose(1, 2).unflatten(2, shape)
+            part.unflatten(1, shape).permute(0, 3, 1, 2)
             for part, shape in zip(x.split(sizes, dim=1), shapes, strict=True)
         ]
         return levels, valid
@@ -235,4 +234,4 @@ def _fpn_level(
     """One step of an FPN: a backbone map joins the next coarser level."""
     x = _apply(lateral, fine, pixel_mask)
     x = mask_padding(x + resize(coarse, x.shape[-2:], pixel_mask), pixel_mask)
-    return _apply(output, x, pixel_mask).relu()
+    return _apply(output, x, pixel_mask).relu_()

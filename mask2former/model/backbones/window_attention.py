@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from mask2former.configuration.backbones import SwinConfig
 from mask2former.model.backbones.windows import (
+    bias_of_pairs,
     into_windows,
     out_of_windows,
-    relative_position_index,
     window_mask,
 )
 
@@ -29,8 +29,6 @@ class WindowAttention(nn.Module):
         shift: rows and columns by which maps are shifted before they are cut into windows.
     """
 
-    position_index: Tensor
-
     def __init__(self, config: SwinConfig, dim: int, num_heads: int, shift: int) -> None:
         super().__init__()
         self.num_heads, self.window, self.shift = num_heads, config.window_size, shift
@@ -38,9 +36,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.output = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        size = self.window
-        self.position_bias = nn.Parameter(torch.zeros((2 * size - 1) ** 2, num_heads))
-        self.register_buffer("position_index", relative_position_index(size), persistent=False)
+        self.position_bias = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, num_heads))
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """Self-attention in each window of maps of any size.
@@ -65,7 +61,7 @@ class WindowAttention(nn.Module):
         query, key, value = (
             self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         )
-        bias = self.position_bias[self.position_index].permute(2, 0, 1)[None].to(query.dtype)
+        bias = bias_of_pairs(self.position_bias, self.window)[None].to(query.dtype)
         if masked is not None:
             bias = torch.where(masked[:, None], bias + SHIFT_PENALTY, bias)
         dropout = self.attention_dropout if self.training else 0.0

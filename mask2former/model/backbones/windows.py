@@ -29,7 +29,7 @@ def out_of_windows(windows: Tensor, height: int, width: int, size: int, shift: i
     x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     if shift:
         x = x.roll((shift, shift), (1, 2))
-    return x[:, :height, :width]
+    return x[:, :height, :width].contiguous()
 
 
 def whole_windows(length: Length, size: int) -> Length:
@@ -37,13 +37,20 @@ def whole_windows(length: Length, size: int) -> Length:
     return -(-length // size) * size
 
 
-def relative_position_index(size: int) -> Tensor:
-    """(size^2, size^2) row numbers in the bias table for each pair of positions in a window."""
-    coordinates = torch.stack(
-        torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    ).flatten(1)
-    offsets = coordinates[:, :, None] - coordinates[:, None, :] + size - 1
-    return offsets[0] * (2 * size - 1) + offsets[1]
+def bias_of_pairs(table: Tensor, size: int) -> Tensor:
+    """The bias of each pair of positions in a window, by the offset between them.
+
+    Args:
+        table: ((2 * size - 1)^2, heads), a row for each offset, from (1 - size, 1 - size) on, row
+            by row.
+
+    Returns:
+        (heads, size^2, size^2), for each query position (second) and key position (third).
+    """
+    offsets = table.view(2 * size - 1, 2 * size - 1, -1)
+    # pairs[i, j, :, k, l] is the row of the offset (i - k, j - l).
+    pairs = offsets.unfold(0, size, 1).unfold(1, size, 1).flip(3, 4)
+    return pairs.permute(2, 0, 1, 3, 4).flatten(3, 4).flatten(1, 2)
 
 
 def window_mask(x: Tensor, valid: Tensor | None, size: int, shift: int) -> Tensor | None:

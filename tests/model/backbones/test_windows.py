@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from mask2former.model.backbones.windows import (
+    bias_of_pairs,
     into_windows,
     out_of_windows,
-    relative_position_index,
     whole_windows,
     window_mask,
 )
@@ -45,15 +45,16 @@ def test_a_length_is_rounded_up_to_whole_windows():
     assert [whole_windows(length, 3) for length in (1, 3, 4)] == [3, 3, 6]
 
 
-def test_relative_positions_index_every_offset_once():
+def test_each_pair_of_positions_has_the_bias_of_its_offset():
     size = 3
-    index = relative_position_index(size)
-    offsets = {}
-    for a in range(size * size):
-        for b in range(size * size):
-            offset = (a // size - b // size, a % size - b % size)
-            assert offsets.setdefault(offset, int(index[a, b])) == int(index[a, b])
-    assert sorted(offsets.values()) == list(range((2 * size - 1) ** 2))
+    table = torch.randn((2 * size - 1) ** 2, 2)
+    bias = bias_of_pairs(table, size)
+    assert bias.shape == (2, size**2, size**2)
+    for query in range(size**2):
+        for key in range(size**2):
+            row = query // size - key // size + size - 1
+            column = query % size - key % size + size - 1
+            assert torch.equal(bias[:, query, key], table[row * (2 * size - 1) + column])
 
 
 def test_nothing_is_masked_without_shift_and_padding():
